@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Factorised embeddings and the encoder, whose layers share weights and run under `jax.lax.scan`."""
+
+import functools
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from albert_jax.config import AlbertConfig
+from albert_jax.model.attention import AlbertAttention
+from albert_jax.model.dropout import dropout, fold
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The function that a config's `hidden_act` names: 'gelu_new' is the tanh approximation, 'gelu' the exact one."""
+    return {
+        "gelu": functools.partial(jax.nn.gelu, approximate=False),
+        "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+        "relu": jax.nn.relu,
+    }[name]
+
+
+class AlbertEmbeddings(nnx.Module):
+    """Word, position and token-type embeddings of width E, summed and normalised."""
+
+    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        def table(entries: int) -> nnx.Embed:
+            init = nnx.initializers.truncated_normal(config.initializer_range)
+            return nnx.Embed(entries, config.embedding_size, embedding_init=init, dtype=dtype, rngs=rngs)
+
+        self.config = config
+        self.word_embeddings = table(config.vocab_size)
+        self.position_embeddings = table(config.max_position_embeddings)
+        self.token_type_embeddings = table(config.type_vocab_size)
+        self.LayerNorm = nnx.LayerNorm(
+            config.embedding_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array, keys: jax.Array | None
+    ) -> jax.Array:
+        """Embeds int [B, S] ids, types and positions into float [B, S, E]."""
+        x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)
+        x = self.LayerNorm(x + self.token_type_embeddings(token_type_ids))
+        return dropout(x, self.config.hidden_dropout_prob, fold(keys, 0))
+
+
+class AlbertLayer(nnx.Module):
+    """One transformer block: attention and feed-forward, post-LN."""
+
+    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        init = nnx.initializers.truncated_normal(config.initializer_range)
+        dense = functools.partial(nnx.Linear, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.config = config
+        self.attention = AlbertAttention(config, dtype=dtype, rngs=rngs)
+        self.ffn = dense(config.hidden_size, config.intermediate_size)
+        self.ffn_output = dense(config.intermediate_size, config.hidden_size)
+        self.full_layer_layer_norm = nnx.LayerNorm(
+            config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array, bias: jax.Array | None, keys: jax.Array | None) -> jax.Array:
+        """Applies the block to float [B, S, H]; see `AlbertAttention` for the other arguments."""
+        x = self.attention(x, bias, fold(keys, 0))
+        y = self.ffn_output(activation(self.config.hidden_act)(self.ffn(x)))
+        # Google and transformers' Flax class drop out here; transformers' torch class does not.
+        return self.full_layer_layer_norm(x + dropout(y, self.config.hidden_dropout_prob, fold(keys, 1)))
+
+
+class AlbertLayerGroup(nnx.Module):
+    """`inner_group_num` blocks with weights of their own, applied in turn; layers of one group share all of them."""
+
+    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.albert_layers = nnx.List(
+            [AlbertLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.inner_group_num)]
+        )
+
+    def __call__(
+        self, x: jax.Array, bias: jax.Array | None, keys: jax.Array | None
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """Returns the output and that of each inner block, float [B, S, H]."""
+        outputs = []
+        for i, layer in enumerate(self.albert_layers):
+            x = layer(x, bias, fold(keys, i))
+            outputs.append(x)
+        return x, outputs
+
+
+class AlbertEncoder(nnx.Module):
+    """Maps E to H and runs the layers, one `lax.scan` for each group, so that the program does not grow with depth."""
+
+    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        init = nnx.initializers.truncated_normal(config.initializer_range)
+        self.config = config
+        self.embedding_hidden_mapping_in = nnx.Linear(
+            config.embedding_size, config.hidden_size, kernel_init=init, dtype=dtype, rngs=rngs
+        )
+        self.albert_layer_groups = nnx.List(
+            [AlbertLayerGroup(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_groups)]
+        )
+
+    def __call__(
+        self, x: jax.Array, bias: jax.Array | None, keys: jax.Array | None, output_hidden_states: bool = False
+    ) -> tuple[jax.Array, tuple[jax.Array, ...] | None]:
+        """Encodes.
+
+        Args:
+          x: embeddings, float [B, S, E].
+          bias: as in `AlbertAttention`.
+          keys: dropout keys [B], or None in evaluation.
+          output_hidden_states: whether every block's output is returned too.
+
+        Returns:
+          The last hidden state [B, S, H], and None or the 1 + L * inner_group_num states, the mapped embeddings first
+          (counted as transformers 5 does).
+        """
+        x = self.embedding_hidden_mapping_in(x)
+        hidden = [x[None]]
+        layers = range(self.config.num_hidden_layers)
+        for group, members in itertools.groupby(layers, self.config.group_of_layer):
+            # The group's weights are constants of the loop and are cast to the compute dtype inside its body, so their
+            # gradient is summed over the layers in float32.
+            def body(
+                x: jax.Array, layer: jax.Array, group: AlbertLayerGroup = self.albert_layer_groups[group]
+            ) -> tuple[jax.Array, jax.Array | None]:
+                x, outputs = group(x, bias, fold(keys, layer))
+                return x, jnp.stack(outputs) if output_hidden_states else None
+
+            x, states = jax.lax.scan(body, x, jnp.array(list(members)))
+            if output_hidden_states:
+                hidden.append(states.reshape(-1, *x.shape))
+        return x, tuple(jnp.concatenate(hidden)) if output_hidden_states else None

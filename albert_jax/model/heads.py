@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two pretraining heads: masked words, through the tied embedding table, and sentence order."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from albert_jax.config import AlbertConfig
+from albert_jax.model.dropout import dropout
+from albert_jax.model.encoder import activation
+
+
+class AlbertMLMHead(nnx.Module):
+    """Dense H to E, activation, LayerNorm, then scores against the input embedding table plus a bias per word."""
+
+    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        init = nnx.initializers.truncated_normal(config.initializer_range)
+        self.config, self.dtype = config, dtype
+        self.dense = nnx.Linear(config.hidden_size, config.embedding_size, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.LayerNorm = nnx.LayerNorm(
+            config.embedding_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
+        )
+        self.bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32))
+
+    def __call__(self, x: jax.Array, table: jax.Array) -> jax.Array:
+        """Scores every word.
+
+        Args:
+          x: hidden states, float [..., H].
+          table: word embeddings, float32 [V, E].
+
+        Returns:
+          float32 logits [..., V].
+        """
+        x = self.LayerNorm(activation(self.config.hidden_act)(self.dense(x)))
+        logits = jnp.einsum("...e,ve->...v", x, table.astype(self.dtype), preferred_element_type=jnp.float32)
+        return logits + self.bias[...]
+
+
+class AlbertSOPHead(nnx.Module):
+    """Linear classifier of sentence order on the pooled output."""
+
+    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        init = nnx.initializers.truncated_normal(config.initializer_range)
+        self.rate = config.classifier_dropout_prob
+        self.classifier = nnx.Linear(config.hidden_size, 2, kernel_init=init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, pooled: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """Classifies float [B, ..., H] into float32 logits [B, ..., 2]; transformers drops out here, Google does not."""
+        return self.classifier(dropout(pooled, self.rate, keys)).astype(jnp.float32)

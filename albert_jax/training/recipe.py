@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every field of a pretraining configuration, with its meaning and default; `configs/*.py` fill it in."""
+
+import ml_collections
+
+from albert_jax.config import AlbertConfig
+
+# Fields that a resumed run may change: they alter neither the stream of examples nor the arithmetic of a step. Every other
+# field belongs to the run: resuming with another value is refused (albert_jax/training/checkpoint.py).
+RESUMABLE_FIELDS = (
+    "data.path",  # the data set may have moved; its fingerprint may not have changed
+    "data.prefetch",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "log.every",
+    "mesh.data",
+    "init_from",  # only read when the run starts
+)
+
+
+def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
+    """The defaults that all recipes start from.
+
+    Args:
+      model: the architecture; its fields become `config.model.*`.
+
+    Returns:
+      A locked `ConfigDict`: a field that does not exist here cannot be set.
+    """
+    c = ml_collections.ConfigDict()
+    c.model = model.to_dict()
+    c.dtype = "float32"  # compute dtype, 'float32' or 'bfloat16'; parameters, gradients and losses are always float32
+    c.seed = 0  # keys everything random: initial weights, order, splits, swaps, masks, dropout
+    c.steps = 125_000  # optimizer steps of the whole run; the learning rate reaches zero here
+    c.init_from = ""  # start from these weights with a fresh optimizer: a workdir of ours or a Hugging Face directory
+
+    c.data = ml_collections.ConfigDict()
+    c.data.path = ""  # a data set made by `python -m pretrain_data build`
+    c.data.sequence_length = 512  # S, slots in a row, special tokens included
+    c.data.examples_per_row = 8  # P, most examples packed into a row; 1 switches packing off
+    c.data.short_fraction = 0.1  # share of examples that aim at a random shorter length (paper, section 4.1)
+    c.data.prefetch = 2  # batches prepared ahead by the loader's thread
+
+    c.masking = ml_collections.ConfigDict()
+    c.masking.rate = 0.15  # share of an example's tokens that are predicted
+    c.masking.slots = 80  # M, mask slots in a row, at least rate * S and half a slot per example
+    c.masking.max_ngram = 3  # longest masked span in words; p(n) is proportional to 1/n (paper, section 3.1)
+
+    c.batch = ml_collections.ConfigDict()
+    c.batch.size = 4096  # what one optimizer step consumes, in `unit`
+    c.batch.unit = "examples"  # 'examples' (packed rows hold several) or 'rows'
+    c.batch.accumulation = 1  # micro-batches a step; the gradient does not depend on it
+
+    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer.name = "lamb"  # 'lamb' (You et al. 2019) or 'adamw'
+    c.optimizer.learning_rate = 0.00176  # peak
+    c.optimizer.warmup_steps = 3125  # linear, from zero
+    c.optimizer.decay_power = 1.0  # polynomial decay from the peak to zero at `steps`
+    c.optimizer.b1 = 0.9
+    c.optimizer.b2 = 0.999
+    c.optimizer.eps = 1e-6
+    c.optimizer.weight_decay = 0.01  # not on biases and LayerNorm, which are not adapted by LAMB either
+    c.optimizer.clip_norm = 1.0  # global norm of the whole batch's gradient
+
+    c.mesh = ml_collections.ConfigDict()
+    c.mesh.data = -1  # devices on the data axis; -1 takes all
+
+    c.checkpoint = ml_collections.ConfigDict()
+    c.checkpoint.every = 5000  # steps between saves; the last step and an interruption save too
+    c.checkpoint.keep = 5  # newest checkpoints kept
+
+    c.eval = ml_collections.ConfigDict()
+    c.eval.every = 5000  # steps between evaluations; the last step is evaluated too
+    c.eval.rows = 0  # rows of the validation split that are evaluated, the same ones each time; 0 takes all
+
+    c.log = ml_collections.ConfigDict()
+    c.log.every = 100  # steps between log lines, each a mean over the steps since the one before
+    return c.lock()
