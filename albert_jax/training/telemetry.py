@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run says about itself: a line on the screen, `metrics.jsonl` and TensorBoard events.
+
+Device values are read one log interval late, so that no step waits for the host. A run that goes on from a checkpoint
+first drops everything recorded past it, so that no step stands there twice.
+"""
+
+import json
+import math
+import os
+import pathlib
+from typing import Any, Self
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+# Column heading, width, key of the record, format.
+_COLUMNS = (
+    ("epoch", 8, "epoch", ".3f"),
+    ("loss", 8, "loss", ".4f"),
+    ("mlm", 8, "mlm_loss", ".4f"),
+    ("acc", 6, "mlm_accuracy", ".4f"),
+    ("sop", 7, "sop_loss", ".4f"),
+    ("acc", 6, "sop_accuracy", ".4f"),
+    ("lr", 9, "learning_rate", ".3e"),
+    ("grad", 9, "grad_norm", ".3g"),
+    ("tokens/s", 10, "tokens_per_s", ",.0f"),
+    ("real", 6, "real_share", ".1%"),
+    ("wait", 6, "input_wait", ".1%"),
+)
+_HEADING_EVERY = 25  # lines
+
+
+class Telemetry:
+    """Records a training run; make one in the process that may write, process 0.
+
+    A line of `metrics.jsonl` is one JSON object: `step`, `kind` ('train' or 'eval'), the values, and under `timing`
+    what the wall clock had a part in. Without `timing`, two runs of the same configuration give the same values: floats
+    are written in full. A run that goes on adds a line of kind 'resume' at the restored step. Non-finite values are written as Python's json does, `NaN` and `Infinity`.
+
+    Args:
+      workdir: receives `metrics.jsonl` and `tensorboard/`.
+      steps: length of the whole run, for the remaining time.
+      restored_step: the checkpoint's step that the run goes on from, 0 for a new run; later records are dropped.
+      flops_per_step: matmul FLOPs of one step; adds `tflops_per_s` to `timing`.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        steps: int,
+        restored_step: int = 0,
+        flops_per_step: float | None = None,
+    ) -> None:
+        self._steps = steps
+        self._flops_per_step = flops_per_step
+        self._pending: tuple[int, dict[str, Any], dict[str, float]] | None = None
+        self._last_step = restored_step
+        self._lines = 0
+        directory = pathlib.Path(workdir)
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "metrics.jsonl"
+        drop_later_records(path, restored_step)
+        self._file = path.open("a", encoding="utf-8", buffering=1)  # a line a write: nothing finished is lost by a kill
+        events = directory / "tensorboard"
+        if restored_step:
+            self._file.write(json.dumps({"step": restored_step, "kind": "resume"}) + "\n")
+        # TensorBoard itself hides what lies at or after `purge_step` in older files. It reads the files by name, which
+        # begins with the time in seconds; the number keeps two starts within a second apart and in order.
+        starts = len(list(events.glob("events.*")))
+        self._events = SummaryWriter(str(events), purge_step=restored_step + 1, filename_suffix=f".{starts:06d}")
+
+    def log(self, step: int, device_metrics: dict[str, Any], host: dict[str, float]) -> None:
+        """Takes the metrics of the interval that ends at `step` and writes those of the interval before.
+
+        Args:
+          step: optimizer steps done.
+          device_metrics: name -> scalar `jax.Array`; not read before the next `log`, `evaluation`, `flush` or `close`.
+            The screen shows loss, mlm_loss, mlm_accuracy, sop_loss, sop_accuracy, learning_rate and grad_norm.
+          host: what the host knows. `seconds` of the interval spent on steps, `input_wait_seconds` of these waited for
+            the loader, and `tokens` that the steps took in become `timing`; all others (epoch, real_share) are recorded
+            as they are and must not depend on the clock.
+        """
+        self._write_pending()
+        for value in device_metrics.values():
+            if isinstance(value, jax.Array):
+                value.copy_to_host_async()
+        self._pending = (step, device_metrics, host)
+
+    def evaluation(self, step: int, results: dict[str, float]) -> None:
+        """Writes an evaluation's results at once, their names prefixed by `eval_`."""
+        self._write_pending()
+        values = {f"eval_{name}": _plain(value) for name, value in results.items()}
+        self._write({"step": step, "kind": "eval", **values}, {})
+        print(f"step {step}: " + "  ".join(f"{name} {_short(value)}" for name, value in values.items()), flush=True)
+
+    def flush(self) -> None:
+        """Reads and writes what is pending, down to the disk; call it before a checkpoint is saved."""
+        self._write_pending()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._events.flush()
+
+    def close(self) -> None:
+        """Flushes and closes; nothing can be logged afterwards."""
+        self.flush()
+        self._file.close()
+        self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _write_pending(self) -> None:
+        if self._pending is None:
+            return
+        step, device_metrics, host = self._pending
+        self._pending = None
+        values = {name: _plain(value) for name, value in jax.device_get(device_metrics).items()}
+        timing = self._timing(step, host)
+        values |= {k: v for k, v in host.items() if k not in ("seconds", "input_wait_seconds", "tokens")}
+        self._last_step = step
+        self._write({"step": step, "kind": "train", **values}, timing)
+        if self._lines % _HEADING_EVERY == 0:
+            print(self._heading(), flush=True)
+        self._lines += 1
+        print(self._line(step, values | timing), flush=True)
+
+    def _timing(self, step: int, host: dict[str, float]) -> dict[str, float]:
+        seconds = max(host["seconds"], 1e-9)
+        steps = step - self._last_step
+        timing = {
+            "tokens_per_s": host["tokens"] / seconds,
+            "input_wait": host["input_wait_seconds"] / seconds,
+            "eta_s": seconds / max(steps, 1) * (self._steps - step),
+        }
+        if self._flops_per_step is not None:
+            timing["tflops_per_s"] = self._flops_per_step * steps / seconds / 1e12
+        return timing
+
+    def _write(self, record: dict[str, Any], timing: dict[str, float]) -> None:
+        self._file.write(json.dumps(record | ({"timing": timing} if timing else {})) + "\n")
+        step, kind = record["step"], record["kind"]
+        for name, value in (record | timing).items():
+            if name not in ("step", "kind"):
+                self._events.add_scalar(f"{kind}/{name.removeprefix('eval_')}", value, step)
+
+    def _heading(self) -> str:
+        width = 2 * len(str(self._steps)) + 1
+        return f"{'step':>{width}}" + "".join(f" {name:>{size}}" for name, size, _, _ in _COLUMNS) + f" {'ETA':>10}"
+
+    def _line(self, step: int, values: dict[str, float]) -> str:
+        digits = len(str(self._steps))
+        cells = (f" {format(values[k], form) if k in values else '-':>{size}}" for _, size, k, form in _COLUMNS)
+        return f"{step:>{digits}}/{self._steps}" + "".join(cells) + f" {_duration(values['eta_s']):>10}"
+
+
+def drop_later_records(path: pathlib.Path, step: int) -> None:
+    """Removes from a `metrics.jsonl` what a killed run wrote past `step`, and a torn line.
+
+    The file is replaced atomically. Prints how many lines went, and of which kind, where any did.
+    """
+    if not path.exists():
+        return
+    kept, later, torn = [], 0, 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            recorded = json.loads(line)["step"] if line.endswith(b"\n") else None
+        except (ValueError, TypeError, KeyError):
+            recorded = None
+        if recorded is None:
+            torn += 1
+        elif recorded > step:
+            later += 1
+        else:
+            kept.append(line)
+    if not later and not torn:
+        return
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    print(
+        f"{path}: dropped {later} records of steps after {step} and {torn} torn lines; they are computed again.",
+        flush=True,
+    )
+
+
+def _plain(value: Any) -> float | int:
+    """A scalar array or number as a Python number; float32 widens exactly."""
+    number: float | int = np.asarray(value).item()
+    return number
+
+
+def _short(value: float | int) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days}d{hours:02d}h" if days else f"{hours}:{minutes:02d}:{rest:02d}"
