@@ -9,18 +9,21 @@ swaps, masks) is no part of it.
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
 import tempfile
 
 import numpy as np
-from absl import logging
+
 
 from albert_jax.data import counter_rng
 from albert_jax.data.masking import mask_budget
 from albert_jax.data.store import TextStore
 from albert_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 VERSION = 1  # raise it when a change here changes plans
 _SHORT, _TARGET, _ORDER = range(200, 203)
@@ -131,7 +134,7 @@ def _units(store: TextStore, starts_word: np.ndarray, budget: int) -> tuple[np.n
     long = np.flatnonzero(lengths > budget)
     if not long.size:
         return records, begins, lengths, np.zeros(len(lengths), bool)
-    logging.info("%s sentences are longer than %s tokens and are cut at word starts.", f"{long.size:,}", budget)
+    _log.info("%s sentences are longer than %s tokens and are cut at word starts.", f"{long.size:,}", budget)
     pieces: list[np.ndarray] = []
     for part in np.array_split(long, max(1, long.size // 1000)):
         touched, place = np.unique(records[part], return_inverse=True)
@@ -305,13 +308,13 @@ def cached_plan(store: TextStore, starts_word: np.ndarray, settings: PlanSetting
         plan = _load(place)
         if plan is not None:
             return plan
-        logging.warning("the cached plan %s is damaged; it is computed anew.", place)
+        _log.warning("the cached plan %s is damaged; it is computed anew.", place)
         shutil.rmtree(place, ignore_errors=True)
     plan = make_plan(store, starts_word, settings)
     try:
         _save(plan, place)
     except OSError as e:
-        logging.warning("the plan cannot be kept in %s (%s); it is computed at every start.", place, e)
+        _log.warning("the plan cannot be kept in %s (%s); it is computed at every start.", place, e)
     return plan
 
 

@@ -20,6 +20,7 @@ class Totals(NamedTuple):
     sop_loss: jax.Array
     sop_correct: jax.Array
     sop_count: jax.Array
+    real_slots: jax.Array
 
 
 def zero_totals() -> Totals:
@@ -63,7 +64,8 @@ def evaluate_rows(
         batch.cls_positions,
         dropout_keys,
     )
-    return Totals(*_score(logits.mlm, batch.mlm_labels), *_score(logits.sop, batch.sop_labels))
+    real_slots = jnp.sum(batch.example_ids > 0, dtype=jnp.float32)
+    return Totals(*_score(logits.mlm, batch.mlm_labels), *_score(logits.sop, batch.sop_labels), real_slots)
 
 
 def mean_loss(totals: Totals, mlm_count: jax.Array, sop_count: jax.Array) -> jax.Array:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every field of a pretraining configuration, with its meaning and default; `configs/*.py` fill it in."""
 
+import difflib
+
 import ml_collections
 
 from albert_jax.config import AlbertConfig
+from albert_jax.errors import UserError
 
 # Fields that a resumed run may change: they alter neither the stream of examples nor the arithmetic of a step. Every other
 # field belongs to the run: resuming with another value is refused (albert_jax/training/checkpoint.py).
@@ -76,3 +79,22 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.log = ml_collections.ConfigDict()
     c.log.every = 100  # steps between log lines, each a mean over the steps since the one before
     return c.lock()
+
+
+def check_overrides(arguments: list[str]) -> None:
+    """Refuses a `--config.a.b=...` that names no field, before the flag parser does so less helpfully.
+
+    Raises:
+      UserError: naming the nearest field.
+    """
+    config = pretraining(AlbertConfig())
+    fields = [f"{name}.{inner}" if inner else name for name in config for inner in _inner(config[name])]
+    for argument in arguments:
+        name = argument.lstrip("-").split("=")[0]
+        if name.startswith("config.") and name.removeprefix("config.") not in fields:
+            near = difflib.get_close_matches(name.removeprefix("config."), fields, n=1, cutoff=0.0)[0]
+            raise UserError(f"the config has no field {name!r}; the nearest is 'config.{near}'.")
+
+
+def _inner(value: object) -> list[str]:
+    return list(value) if isinstance(value, ml_collections.ConfigDict) else [""]

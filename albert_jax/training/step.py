@@ -32,6 +32,7 @@ class Sums(NamedTuple):
     sop_loss: jax.Array
     sop_accuracy: jax.Array
     grad_norm: jax.Array
+    real_share: jax.Array
     steps: jax.Array
 
 
@@ -60,9 +61,7 @@ def abstract_model(config: ml_collections.ConfigDict) -> FlaxAlbertForPreTrainin
     if config.dtype not in DTYPES:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, not {config.dtype!r}.")
     architecture = AlbertConfig.from_dict(config.model.to_dict())
-    return nnx.eval_shape(
-        lambda: FlaxAlbertForPreTraining(architecture, dtype=DTYPES[config.dtype], rngs=nnx.Rngs(0))
-    )
+    return nnx.eval_shape(lambda: FlaxAlbertForPreTraining(architecture, dtype=DTYPES[config.dtype], rngs=nnx.Rngs(0)))
 
 
 def initial_parameters(config: ml_collections.ConfigDict) -> Parameters:
@@ -159,6 +158,7 @@ def make_train_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable[[
             sop_loss=totals.sop_loss / sop_count,
             sop_accuracy=totals.sop_correct / sop_count,
             grad_norm=optax.global_norm(gradient),
+            real_share=totals.real_slots / batch.input_ids.size,
             steps=jnp.ones((), jnp.float32),
         )
         return TrainState(

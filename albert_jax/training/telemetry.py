@@ -37,7 +37,8 @@ class Telemetry:
 
     A line of `metrics.jsonl` is one JSON object: `step`, `kind` ('train' or 'eval'), the values, and under `timing`
     what the wall clock had a part in. Without `timing`, two runs of the same configuration give the same values: floats
-    are written in full. A run that goes on adds a line of kind 'resume' at the restored step. Non-finite values are written as Python's json does, `NaN` and `Infinity`.
+    are written in full; non-finite ones as Python's json writes them, `NaN` and `Infinity`. A run that goes on adds a line
+    of kind 'resume' at the restored step.
 
     Args:
       workdir: receives `metrics.jsonl` and `tensorboard/`.
@@ -190,6 +191,13 @@ def drop_later_records(path: pathlib.Path, step: int) -> None:
         f"{path}: dropped {later} records of steps after {step} and {torn} torn lines; they are computed again.",
         flush=True,
     )
+
+
+def last_evaluation(workdir: str | os.PathLike[str]) -> int:
+    """The newest step whose evaluation is recorded in a workdir's `metrics.jsonl`, 0 where there is none."""
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    records = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else iter(())
+    return max((record["step"] for record in records if record["kind"] == "eval"), default=0)
 
 
 def _plain(value: Any) -> float | int:

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation on a fixed masked validation set, beside the unigram baseline that any model must beat."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from albert_jax.data.stream import IGNORED, PretrainingStream
+from albert_jax.model import Parameters
+from albert_jax.training.objective import Totals, zero_totals
+from albert_jax.training.sharding import place_batch
+
+EvalStep = Callable[[Parameters, Totals, object], Totals]
+
+
+def unigram_loss(labels: np.ndarray, counts: np.ndarray) -> float:
+    """Mean cross-entropy in nats of masked targets under a text's add-one unigrams: what knowing no context gives.
+
+    Args:
+      labels: int [...], ids, -100 where there is no target.
+      counts: int [V], how often each id occurs in the training split.
+    """
+    logs = np.log((counts + 1.0) / (counts.sum() + len(counts)))
+    return float(-np.mean(logs[labels[labels != IGNORED]]))
+
+
+def wilson_interval(right: float, count: float, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of a share by Wilson's score (1927): (0, 1) where nothing was counted."""
+    if count == 0:
+        return 0.0, 1.0
+    share = right / count
+    middle = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (middle - half) / (1 + z * z / count), (middle + half) / (1 + z * z / count)
+
+
+class Evaluator:
+    """Evaluates parameters on the same masked rows each time.
+
+    Args:
+      stream: of the validation split, unshuffled and with a seed that is no part of the config.
+      rows: how many of its first rows are evaluated; 0 takes all.
+      batch_rows: rows evaluated at a time; what remains is filled with empty rows, so that each row counts once.
+      unigrams: int [V], token counts of the training split.
+      eval_step: see `make_eval_step`.
+      mesh: the devices.
+    """
+
+    def __init__(
+        self,
+        stream: PretrainingStream,
+        *,
+        rows: int,
+        batch_rows: int,
+        unigrams: np.ndarray,
+        eval_step: EvalStep,
+        mesh: Mesh,
+    ):
+        self._stream, self._batch_rows, self._step, self._mesh = stream, batch_rows, eval_step, mesh
+        self._rows = min(rows, stream.plan.rows) if rows else stream.plan.rows
+        self._unigrams, self._unigram_loss = unigrams, math.nan
+
+    def __call__(self, params: Parameters, give_up: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        """Loss and accuracy of both objectives, the unigram loss of the same targets, and how many there were.
+
+        Args:
+          params: the parameters.
+          give_up: asked before each batch; where it says yes, None is returned.
+        """
+        totals, labels = jax.device_put(zero_totals()), []
+        for start in range(0, self._rows, self._batch_rows):
+            if give_up():
+                return None
+            batch = self._stream.fixed_rows(start, self._batch_rows)
+            extra = start + self._batch_rows - self._rows
+            if extra > 0:  # `rows` ends within the batch
+                batch.mlm_labels[-extra:], batch.sop_labels[-extra:] = IGNORED, IGNORED
+            if math.isnan(self._unigram_loss):
+                labels.append(batch.mlm_labels)
+            totals = self._step(params, totals, place_batch(batch, self._mesh))
+        if labels:
+            self._unigram_loss = unigram_loss(np.concatenate(labels), self._unigrams)
+        t = Totals(*(float(x) for x in jax.device_get(totals)))
+        low, high = wilson_interval(t.sop_correct, t.sop_count)
+        return {
+            "mlm_loss": t.mlm_loss / max(1.0, t.mlm_count),
+            "unigram_loss": self._unigram_loss,
+            "mlm_accuracy": t.mlm_correct / max(1.0, t.mlm_count),
+            "mlm_count": t.mlm_count,
+            "sop_loss": t.sop_loss / max(1.0, t.sop_count),
+            "sop_accuracy": t.sop_correct / max(1.0, t.sop_count),
+            "sop_low": low,
+            "sop_high": high,
+            "sop_count": t.sop_count,
+        }

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a new run's parameters come from: fresh, or from another run or a Hugging Face directory."""
+
+import logging
+import pathlib
+
+import ml_collections
+import numpy as np
+from flax import traverse_util
+
+from albert_jax.convert.huggingface import load_pretrained
+from albert_jax.errors import UserError
+from albert_jax.model import Parameters
+from albert_jax.training.checkpoint import load_parameters
+from albert_jax.training.step import initial_parameters
+
+_log = logging.getLogger(__name__)
+
+
+def starting_parameters(config: ml_collections.ConfigDict) -> Parameters:
+    """Fresh parameters, overlaid by those of `config.init_from` where it is given; the optimizer always starts afresh.
+
+    What `init_from` lacks (a head, further groups) stays fresh and is named in the log.
+
+    Args:
+      config: the run's; `init_from` is a workdir of ours or a directory with a Hugging Face checkpoint.
+
+    Raises:
+      UserError: where `init_from` is neither, or holds an array that the model has no place of that shape for.
+    """
+    fresh = initial_parameters(config)
+    if not config.init_from:
+        return fresh
+    source = pathlib.Path(config.init_from)
+    if (source / "checkpoints").is_dir():
+        given, meta = load_parameters(source)
+        _log.info("starting from step %s of %s, with a fresh optimizer.", meta["step"], source)
+    elif (source / "config.json").is_file():
+        given, _, _ = load_pretrained(source)
+        _log.info("starting from the Hugging Face checkpoint %s, with a fresh optimizer.", source)
+    else:
+        raise UserError(f"init_from={source} is neither a training workdir nor a directory with a Hugging Face config.json.")
+    return _overlay(fresh, given, source)
+
+
+def _overlay(fresh: Parameters, given: Parameters, source: pathlib.Path) -> Parameters:
+    """`fresh` with the values of `given` wherever it has one."""
+    new, old = traverse_util.flatten_dict(fresh, sep="/"), traverse_util.flatten_dict(given, sep="/")
+    for name, value in old.items():
+        if name not in new:
+            raise UserError(f"{source} holds {name}, which this model does not have; change config.model to fit.")
+        if np.shape(value) != np.shape(new[name]):
+            raise UserError(
+                f"{name} has shape {np.shape(value)} in {source} and {np.shape(new[name])} in this model; change config.model "
+                "to fit."
+            )
+    anew = sorted(new.keys() - old.keys())
+    if anew:
+        _log.warning("%s parameters are not in %s and are initialised anew: %s.", len(anew), source, ", ".join(anew))
+    return traverse_util.unflatten_dict(new | old, sep="/")

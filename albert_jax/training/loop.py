@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training run: data, mesh, state, then step, log, evaluate and save until the end or an interruption."""
+
+import dataclasses
+import logging
+import math
+import pathlib
+import shutil
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from albert_jax.config import AlbertConfig
+from albert_jax.data.loader import Loader
+from albert_jax.data.plan import PlanSettings, cached_plan
+from albert_jax.data.store import TextStore, read_manifest
+from albert_jax.data.stream import PretrainingStream
+from albert_jax.data.vocabulary import Vocabulary
+from albert_jax.errors import UserError
+from albert_jax.training.checkpoint import Checkpoints, claim_workdir, versions
+from albert_jax.training.evaluation import Evaluator
+from albert_jax.training.initialization import starting_parameters
+from albert_jax.training.interruption import Interruption
+from albert_jax.training.sharding import make_mesh, place_batch
+from albert_jax.training.step import (
+    TrainState,
+    initial_parameters,
+    initial_state,
+    make_eval_step,
+    make_read_sums,
+    make_train_step,
+)
+from albert_jax.training.telemetry import Telemetry, last_evaluation
+
+_log = logging.getLogger(__name__)
+EVALUATION_SEED = 0  # no part of the config: runs with other seeds are compared on the same masks
+
+
+# --- data ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The two streams of a data set, its vocabulary, and the training split's token counts."""
+
+    train: PretrainingStream
+    validation: PretrainingStream
+    vocabulary: Vocabulary
+    unigrams: np.ndarray
+
+
+def open_data(config: ml_collections.ConfigDict) -> Data:
+    """Opens the data set and its packing plans.
+
+    Raises:
+      UserError: where it does not fit the config.
+    """
+    path = pathlib.Path(config.data.path)
+    read_manifest(config.data.path)
+    vocabulary = Vocabulary.load(path / "spiece.model")
+    if vocabulary.size != config.model.vocab_size:
+        raise UserError(
+            f"the data set {path} has a vocabulary of {vocabulary.size} pieces and the model one of "
+            f"{config.model.vocab_size}; pass --config.model.vocab_size={vocabulary.size}."
+        )
+    if config.data.sequence_length > config.model.max_position_embeddings:
+        raise UserError(
+            f"data.sequence_length {config.data.sequence_length} exceeds model.max_position_embeddings "
+            f"{config.model.max_position_embeddings}; lower the one or raise the other."
+        )
+    settings = PlanSettings(
+        slots=config.data.sequence_length,
+        examples=config.data.examples_per_row,
+        mask_slots=config.masking.slots,
+        mask_rate=config.masking.rate,
+        short_fraction=config.data.short_fraction,
+    )
+    streams = {}
+    for split, seed in (("train", config.seed), ("validation", EVALUATION_SEED)):
+        store = TextStore(path, split)
+        plan = cached_plan(store, vocabulary.starts_word, settings)
+        _log.info("%s: %s.", split, plan.describe(settings))
+        streams[split] = PretrainingStream(
+            store, plan, settings, vocabulary, seed=seed, longest_ngram=config.masking.max_ngram, shuffle=split == "train"
+        )
+    return Data(streams["train"], streams["validation"], vocabulary, streams["train"].store.unigrams)
+
+
+def rows_per_step(config: ml_collections.ConfigDict, stream: PretrainingStream, devices: int) -> int:
+    """How many rows one optimizer step consumes.
+
+    A batch that is given in examples is turned into rows by the plan's mean, rounded to a power of two or a small multiple
+    of one (so by less than 2 %), whatever the mesh, so that the same run goes on elsewhere.
+
+    Raises:
+      UserError: where the rows cannot be split evenly, or the corpus is smaller than the batch.
+    """
+    size, unit, parts = config.batch.size, config.batch.unit, config.batch.accumulation
+    if unit not in ("rows", "examples") or size < 1 or parts < 1:
+        raise UserError(f"batch must be a positive size in 'rows' or 'examples', not {size} {unit!r} in {parts} parts.")
+    rows = size
+    if unit == "examples":
+        exact = max(1.0, size / stream.plan.examples_per_row)
+        grain = 2 ** max(0, int(math.log2(exact)) - 5)
+        rows = max(1, round(exact / grain)) * grain
+        _log.info("a batch of %s examples is %s rows.", f"{size:,}", f"{rows:,}")
+    if rows % (devices * parts):
+        raise UserError(
+            f"a batch of {rows} rows cannot be split over {devices} devices x {parts} micro-batches; make batch.size (in "
+            f"{unit}) a multiple of {devices * parts}, or change mesh.data or batch.accumulation."
+        )
+    if rows > stream.plan.rows:
+        raise UserError(
+            f"the training split has {stream.plan.rows} rows of {config.data.sequence_length} slots, fewer than the batch's "
+            f"{rows}; lower batch.size or build the data set from more text."
+        )
+    return rows
+
+
+# --- the run --------------------------------------------------------------------------------------------------------------
+
+
+def _identity(config: ml_collections.ConfigDict, data: Data, rows: int) -> dict[str, Any]:
+    """What makes this run this run; see `albert_jax.training.checkpoint`."""
+    return {
+        "config": config.to_dict(),
+        "model": config.model.to_dict(),
+        "data": read_manifest(config.data.path),
+        "data_fingerprint": data.train.store.fingerprint,
+        "vocabulary_sha256": data.vocabulary.sha256,
+        "plan": data.train.plan.digest,
+        "rows_per_step": rows,
+        "versions": versions(),
+    }
+
+
+class Run:
+    """One process's part in a training run.
+
+    Args:
+      config: resolved, see `albert_jax.training.recipe`.
+      workdir: receives everything that the run leaves behind, and is where it resumes from.
+
+    Raises:
+      UserError: where config, data and workdir do not fit together.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path):
+        self.config, self.workdir = config, workdir
+        self.data = open_data(config)
+        self.mesh: Mesh = make_mesh(config.mesh.data)
+        self.rows = rows_per_step(config, self.data.train, self.mesh.size)
+        identity = _identity(config, self.data, self.rows)
+        claim_workdir(workdir, identity)
+        shutil.copyfile(pathlib.Path(config.data.path) / "spiece.model", workdir / "spiece.model")
+        self.checkpoints = Checkpoints(workdir, config.checkpoint.keep, identity)
+        self.state, self.position = self._restore_or_start()
+        self.step = int(self.state.step)
+        self.telemetry = Telemetry(
+            workdir, steps=config.steps, restored_step=self.step, flops_per_step=self._flops_per_step()
+        )
+        self.evaluator = Evaluator(
+            self.data.validation,
+            rows=config.eval.rows,
+            batch_rows=self.rows // config.batch.accumulation,
+            unigrams=self.data.unigrams,
+            eval_step=make_eval_step(config, self.mesh),
+            mesh=self.mesh,
+        )
+        self._train_step = make_train_step(config, self.mesh)
+        self._read_sums = make_read_sums(config, self.mesh)
+
+    def _restore_or_start(self) -> tuple[TrainState, int]:
+        shapes = jax.eval_shape(lambda: initial_state(self.config, initial_parameters(self.config), self.mesh))
+        restored = self.checkpoints.restore(shapes, self.mesh)
+        if restored is not None:
+            _log.info("resumed from step %s in %s.", int(restored.state.step), self.workdir)
+            return restored.state, restored.position
+        params = starting_parameters(self.config)
+        print(parameter_overview.get_parameter_overview(params, include_stats=False), flush=True)
+        return initial_state(self.config, params, self.mesh), 0
+
+    def _flops_per_step(self) -> float:
+        c = self.config
+        model = AlbertConfig.from_dict(c.model.to_dict())
+        return self.rows * model.train_flops_per_row(
+            c.data.sequence_length, c.masking.slots, c.data.examples_per_row
+        )
+
+    def train(self, interruption: Interruption) -> bool:
+        """Trains until `config.steps` or an interruption, which is answered by a durable checkpoint.
+
+        Returns:
+          Whether the run is finished.
+        """
+        processes, process = jax.process_count(), jax.process_index()
+        share = self.rows // processes
+        loader = Loader(
+            lambda position: self.data.train.batch(position + process * share, share),
+            start=self.position,
+            stride=self.rows,
+            ahead=self.config.data.prefetch,
+        )
+        try:
+            return self._loop(loader, interruption)
+        finally:
+            loader.close()
+
+    def _loop(self, loader: Loader, interruption: Interruption) -> bool:
+        c, saved = self.config, self.step
+        evaluated = last_evaluation(self.workdir)
+        tokens, waited, began = 0, loader.waited, time.perf_counter()
+        batches = iter(loader)
+        while True:
+            done = self.step == c.steps
+            if self.step and self.step % c.log.every == 0 and tokens:
+                seconds, wait = time.perf_counter() - began, loader.waited - waited
+                self._log(tokens, seconds, wait)
+                tokens, waited, began = 0, loader.waited, time.perf_counter()
+            if self.step and (done or self.step % c.eval.every == 0) and self.step != evaluated:
+                pause = time.perf_counter()
+                self._evaluate(interruption)
+                evaluated = self.step
+                began += time.perf_counter() - pause
+            stop = done or interruption.requested
+            if self.step != saved and (stop or self.step % c.checkpoint.every == 0):
+                pause = time.perf_counter()
+                self._save(block=stop)
+                saved = self.step
+                began += time.perf_counter() - pause
+            if stop:
+                self._finish(done, interruption)
+                return done
+            self.position, batch = next(batches)
+            tokens += int(np.count_nonzero(batch.example_ids))
+            placed = place_batch(batch, self.mesh)
+            with jax.transfer_guard("disallow"):  # a step must not wait for the host, nor the host for it
+                self.state = self._train_step(self.state, placed)
+            self.step, self.position = self.step + 1, self.position + self.rows
+
+    def _log(self, tokens: int, seconds: float, wait: float) -> None:
+        """Ends a log interval; what it measured is printed at the end of the next one."""
+        means, self.state = self._read_sums(self.state)
+        host = {
+            "epoch": self.position / self.data.train.plan.rows,
+            "tokens": tokens * jax.process_count(),
+            "seconds": seconds,
+            "input_wait_seconds": wait,
+        }
+        self.telemetry.log(self.step, means, host)
+
+    def _evaluate(self, interruption: Interruption) -> None:
+        results = self.evaluator(self.state.params, lambda: interruption.requested)
+        if results is not None:
+            self.telemetry.evaluation(self.step, results)
+
+    def _save(self, *, block: bool) -> None:
+        # First the records, then the checkpoint: a run that goes on from it finds every line up to it.
+        self.telemetry.flush()
+        self.checkpoints.save(self.state, self.position, block=block)
+
+    def _finish(self, done: bool, interruption: Interruption) -> None:
+        self.checkpoints.close()
+        self.telemetry.close()
+        if done:
+            _log.info("finished: step %s is saved in %s.", self.step, self.workdir)
+        else:
+            _log.info(
+                "interrupted by %s: step %s is saved in %s; the same command goes on from there.",
+                interruption.name,
+                self.step,
+                self.workdir,
+            )

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a SentencePiece vocabulary by ALBERT's recipe (the command in google-research/albert's README)."""
+
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentencepiece
+
+from albert_jax.errors import UserError
+from albert_jax.tokenization import clean
+
+CONTROL_SYMBOLS = ("[CLS]", "[SEP]", "[MASK]")
+USER_SYMBOLS = ("(", ")", '"', "-", ".", "–", "£", "€")
+# SentencePiece leaves longer sentences out of training without a word; they are counted here and reported.
+MAX_SENTENCE_BYTES = 4192
+# Sums of floats in the trainer follow the number of threads, so it is part of the recipe, as is the seed of the
+# sampling.
+_THREADS = 4
+_SEED = 0
+
+
+@dataclass
+class VocabularyReport:
+    """What was trained on: sentences given, left out for their length, used; the vocabulary's size."""
+
+    sentences: int = 0
+    too_long: int = 0
+    trained: int = 0
+    size: int = 0
+
+
+def train_vocabulary(
+    sentences: Iterable[str],
+    out: Path,
+    *,
+    size: int = 30000,
+    do_lower_case: bool = True,
+    keep_accents: bool = False,
+    input_sentence_size: int = 10_000_000,
+    character_coverage: float = 0.99995,
+) -> VocabularyReport:
+    """Writes ``out/spiece.model`` and ``out/spiece.vocab``; both appear whole or not at all.
+
+    Deterministic: the same sentences, options and sentencepiece version give the same bytes (fixed seed and thread
+    count).
+
+    Args:
+        sentences: raw text; it is cleaned as `AlbertTokenizer` cleans (`albert_jax.tokenization.clean`).
+        out: a folder, made if need be.
+        size: number of pieces, the 13 special and user-defined ones included.
+        do_lower_case, keep_accents: the cleaning; must be the same when the data set is built.
+        input_sentence_size: at most so many sentences, sampled at random, are trained on.
+        character_coverage: share of the text's characters that get a piece of their own.
+
+    Raises:
+        UserError: no text, a size that the text cannot fill (the sentence says the largest that it can) or too small a
+        size.
+    """
+    report = VocabularyReport(size=size)
+    model = io.BytesIO()
+    sentencepiece.set_random_generator_seed(_SEED)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_cleaned(sentences, report, do_lower_case, keep_accents),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=size,
+            pad_id=0,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=-1,
+            control_symbols=list(CONTROL_SYMBOLS),
+            user_defined_symbols=list(USER_SYMBOLS),
+            shuffle_input_sentence=True,
+            input_sentence_size=input_sentence_size,
+            character_coverage=character_coverage,
+            max_sentence_length=MAX_SENTENCE_BYTES,
+            num_threads=_THREADS,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        raise _trainer_error(error, size, report) from error
+    _write(out, model.getvalue())
+    return report
+
+
+def _cleaned(
+    sentences: Iterable[str], report: VocabularyReport, do_lower_case: bool, keep_accents: bool
+) -> Iterator[str]:
+    for sentence in sentences:
+        text = clean(sentence, do_lower_case, keep_accents)
+        report.sentences += 1
+        if len(text.encode()) > MAX_SENTENCE_BYTES:
+            report.too_long += 1
+        elif text:
+            report.trained += 1
+            yield text
+
+
+def _trainer_error(error: Exception, size: int, report: VocabularyReport) -> Exception:
+    """The trainer's own messages in plain words; anything else unchanged, as it would be a defect."""
+    too_high = re.search(r"value <= (\d+)", str(error))
+    if too_high:
+        return UserError(
+            f"--size {size} is too large for this corpus of {report.sentences:,} sentences; the largest possible is "
+            f"{too_high.group(1)}"
+        )
+    too_low = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+    if too_low:
+        return UserError(
+            f"--size {size} is too small: the corpus's characters alone need {too_low.group(1)} pieces; give a larger "
+            "size or a lower --character-coverage"
+        )
+    if not report.sentences:
+        return UserError("the corpus is empty: no text to train a vocabulary on; give --source files with text")
+    if not report.trained:
+        return UserError(
+            f"nothing to train on: of {report.sentences:,} sentences {report.too_long:,} are longer than "
+            f"{MAX_SENTENCE_BYTES} bytes and the others are empty; give more text, or --lines paragraph where a line "
+            "holds a paragraph"
+        )
+    return error
+
+
+def _write(out: Path, model: bytes) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    pieces = "".join(
+        f"{processor.id_to_piece(i)}\t{processor.get_score(i):g}\n" for i in range(processor.get_piece_size())
+    )
+    for name, content in (("spiece.vocab", pieces.encode()), ("spiece.model", model)):
+        partial = out / f".{name}.partial"
+        partial.write_bytes(content)
+        os.replace(partial, out / name)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws a run's curves: MLM loss and accuracy, sentence-order accuracy with its 95 % interval, and where it resumed.
+
+python scripts/plot_curves.py runs/quickstart --out docs/quickstart.svg
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+from typing import Any
+
+from albert_jax.errors import UserError
+
+TRAIN, VALIDATION, REFERENCE = "#9aa5b1", "#0b6e99", "#c2410c"
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`.
+
+    Raises:
+      UserError: where there is none or it holds no training step.
+    """
+    path = workdir / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the --workdir of a training run.")
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if not any(record["kind"] == "train" for record in records):
+        raise UserError(f"{path} holds no training step yet; train longer than log.every steps.")
+    return records
+
+
+def curve(records: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of the records that have `name`."""
+    points = [(record["step"], record[name]) for record in records if name in record]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def wilson_interval(share: float, count: float) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` trials (Wilson 1927)."""
+    z = 1.959964
+    center = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return center - half, center + half
+
+
+def draw(records: list[dict[str, Any]], out: pathlib.Path) -> None:
+    """Writes the picture; the ending of `out` says whether png or svg."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcParams["svg.hashsalt"] = "albert_jax"  # the same run gives the same file
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    panels = (
+        ("mlm_loss", "MLM loss (nats)"),
+        ("mlm_accuracy", "MLM accuracy"),
+        ("sop_accuracy", "Sentence-order accuracy"),
+    )
+    for axis, (name, title) in zip(axes, panels, strict=True):
+        axis.plot(*curve(records, name), color=TRAIN, linewidth=1, label="training")
+        axis.plot(*curve(records, f"eval_{name}"), color=VALIDATION, marker="o", markersize=3, label="validation")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    _, unigram = curve(records, "eval_unigram_loss")
+    if unigram:
+        axes[0].axhline(unigram[-1], color=REFERENCE, linestyle="--", linewidth=1, label="validation, unigrams")
+    pairs = [record for record in records if "eval_sop_pairs" in record]
+    if pairs:
+        bounds = [wilson_interval(record["eval_sop_accuracy"], record["eval_sop_pairs"]) for record in pairs]
+        low, high = zip(*bounds, strict=True)
+        steps = [record["step"] for record in pairs]
+        axes[2].fill_between(steps, low, high, color=VALIDATION, alpha=0.2, linewidth=0, label="95 % interval")
+    axes[2].axhline(0.5, color=REFERENCE, linestyle="--", linewidth=1, label="chance")
+    resumed = sorted({record["step"] for record in records if record["kind"] == "resume"})
+    for axis in axes:
+        for number, step in enumerate(resumed):
+            axis.axvline(step, color="black", linestyle=":", linewidth=1, label=None if number else "resumed")
+        axis.legend(fontsize=8, frameon=False)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150, metadata={"Date": None} if out.suffix == ".svg" else None)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdir", type=pathlib.Path, help="of a training run")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="picture to write, .png or .svg")
+    options = parser.parse_args(arguments)
+    try:
+        if options.out.suffix not in (".png", ".svg"):
+            raise UserError(f"--out must end in .png or .svg, not {options.out.name!r}.")
+        draw(read_metrics(options.workdir), options.out)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    print(f"wrote {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

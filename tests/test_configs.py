@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Promises of configs/*.py."""
+
+import importlib.util
+import pathlib
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from albert_jax.config import AlbertConfig
+from albert_jax.errors import UserError
+from albert_jax.training.recipe import pretraining
+
+DIRECTORY = pathlib.Path(__file__).parent.parent / "configs"
+LONG = {
+    "base": ("10m", 10_000_000),
+    "large": ("3m", 3_000_000),
+    "xlarge": ("3m", 3_000_000),
+    "xxlarge": ("3m", 3_000_000),
+}
+SIZES = tuple(LONG)
+# Trainable numbers with both heads, in millions (the docstrings round to one decimal).
+PARAMETERS = {"base": 11_813_810, "large": 17_847_474, "xlarge": 59_021_490, "xxlarge": 223_158_450}
+
+
+def load(size: str):
+    """The module, loaded by its path as `--config=configs/base.py` does."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{size}", DIRECTORY / f"{size}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def flat(config, prefix: str = "") -> dict:
+    values: dict = {}
+    for name, value in config.items():
+        values |= flat(value, f"{prefix}{name}.") if hasattr(value, "items") else {prefix + name: value}
+    return values
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_recipe_has_exactly_the_fields_of_the_shared_defaults(size):
+    config = load(size).get_config()
+    assert flat(config).keys() == flat(pretraining(AlbertConfig.published(size))).keys()
+    assert config.is_locked
+    with pytest.raises(AttributeError):
+        config.optimizer.learning_rat = 0.1
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_default_is_version_2_at_version_1s_length(size):
+    config = load(size).get_config()
+    assert config.model.to_dict() == AlbertConfig.published(size, 2).to_dict()
+    assert (config.steps, config.batch.size, config.batch.unit) == (125_000, 4096, "examples")
+    assert (config.optimizer.name, config.optimizer.learning_rate, config.optimizer.warmup_steps) == (
+        "lamb",
+        0.00176,
+        3125,
+    )
+    assert (config.masking.rate, config.masking.max_ngram, config.optimizer.clip_norm) == (0.15, 3, 1.0)
+    assert config.dtype == "bfloat16"
+    assert flat(load(size).get_config("v2")) == flat(config)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_v1_differs_by_dropout_alone_and_xxlarge_not_at_all(size):
+    v1, v2 = flat(load(size).get_config("v1")), flat(load(size).get_config())
+    changed = {name: v1[name] for name in v2 if v1[name] != v2[name]}
+    dropout = {"model.hidden_dropout_prob": 0.1, "model.attention_probs_dropout_prob": 0.1}
+    assert changed == ({} if size == "xxlarge" else dropout)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_long_variant_trains_as_long_as_version_2_and_prints_its_cost(size, capsys):
+    name, steps = LONG[size]
+    config = load(size).get_config(f"v1,{name}")
+    assert config.steps == steps
+    assert config.model.hidden_dropout_prob == (0.0 if size == "xxlarge" else 0.1)
+    printed = capsys.readouterr().err
+    assert f"{steps:,} steps" in printed and "FLOPs" in printed and "v5e" in printed and "H100" in printed
+    load(size).get_config()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_unknown_variant_is_refused_with_the_list(size):
+    for variant in ("v3", "v1,v9", "v1,"):
+        with pytest.raises(UserError, match=f"there are v2, v1, {LONG[size][0]}"):
+            load(size).get_config(variant)
+    with pytest.raises(UserError, match="names both v1 and v2"):
+        load(size).get_config("v1,v2")
+
+
+# FLOPs and chip-hours of 125,000 x 4096 rows of 512: 2 FLOPs a multiply-add, 77 mask slots a row.
+COSTS = {
+    "base": ("1.50e+20", 302, 422, 181, 113, 105),
+    "large": ("5.16e+20", 1042, 1454, 624, 390, 362),
+    "xlarge": ("1.98e+21", 4001, 5585, 2397, 1498, 1391),
+    "xxlarge": ("3.88e+21", 7840, 10945, 4697, 2936, 2725),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_docstring_states_the_cost_that_the_formula_gives(size):
+    module = load(size)
+    flops, *hours = COSTS[size]
+    base = load("base")
+    printed = base.cost(module.get_config())
+    assert f": {flops} FLOPs; chip-hours: " in printed
+    assert [int(part.split()[0].replace(",", "")) for part in printed.split("chip-hours: ")[1].split(", ")] == hours
+    assert f"Cost:   {printed}\n" in module.__doc__
+    assert f"{PARAMETERS[size] / 1e6:.1f} M parameters" in module.__doc__
+    assert f"python train.py --config=configs/{size}.py " in module.__doc__
+
+
+def test_recipes_load_through_the_config_flag_with_overrides(monkeypatch):
+    command = ["train.py", f"--config={DIRECTORY}/large.py:v1", "--config.batch.accumulation=4"]
+    monkeypatch.setattr(sys, "argv", command)  # where ml_collections looks for overrides
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    values(command)
+    assert values.config.batch.accumulation == 4
+    assert values.config.model.hidden_dropout_prob == 0.1
+    assert values.config.model.num_hidden_layers == 24
+
+
+def test_every_recipe_in_the_directory_starts_from_the_shared_defaults():
+    shared = flat(pretraining(AlbertConfig.published("base"))).keys()
+    for path in sorted(DIRECTORY.glob("[!_]*.py")):
+        assert flat(load(path.stem).get_config()).keys() == shared, path.name

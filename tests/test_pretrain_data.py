@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data set that `python -m pretrain_data build` writes, read back and compared with SentencePiece and the text itself."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+import tensorflow_datasets as tfds
+
+from pretrain_data.__main__ import main
+
+NOUNS = ["river", "stone", "teacher", "garden", "winter", "letter", "engine", "harbor", "mountain", "answer", "village", "captain", "forest", "market", "window"]
+VERBS = ["crosses", "follows", "remembers", "carries", "builds", "answers", "watches", "measures", "paints", "repairs", "opens", "leaves"]
+ADVERBS = ["slowly", "gladly", "often", "seldom", "never", "twice", "alone", "together", "yesterday", "tomorrow"]
+
+
+def sentence(rng: random.Random) -> str:
+    words = [
+        f"the {rng.choice(NOUNS)} {rng.choice(VERBS)} the {rng.choice(NOUNS)} {rng.choice(ADVERBS)}" for _ in range(2)
+    ]
+    return f"{words[0].capitalize()}, and {words[1]} {rng.randrange(10000)} times."
+
+
+def documents(seed: int, count: int, sentences: int = 6) -> list[list[str]]:
+    rng = random.Random(seed)
+    return [[sentence(rng) for _ in range(rng.randint(2, sentences))] for _ in range(count)]
+
+
+def write(path: Path, texts: list[list[str]]) -> Path:
+    path.write_text("\n\n".join("\n".join(lines) for lines in texts) + "\n", encoding="utf-8")
+    return path
+
+
+def build(source: Path | str, vocab: Path, out: Path, *options: str) -> int:
+    return main(["build", "--source", str(source), "--vocab", str(vocab), "--out", str(out), *options])
+
+
+def records(data: Path, split: str) -> list[dict[str, Any]]:
+    return list(tfds.builder_from_directory(str(data)).as_data_source(split=split))
+
+
+def sentences_of(data: Path, split: str) -> list[tuple[str, tuple[int, ...]]]:
+    """(document, tokens) of each sentence, in store order, by the records' own boundaries."""
+    found = []
+    for record in records(data, split):
+        ends = np.cumsum(record["sentence_lengths"], dtype=np.int64)
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            found.append((record["document"].decode(), tuple(int(t) for t in record["tokens"][start:end])))
+    return found
+
+
+def sentencepiece_ids(model: Path, text: str) -> tuple[int, ...]:
+    """ALBERT's cleaning and SentencePiece, written out; texts here hold no digit before a comma (a rule of its own)."""
+    text = " ".join(text.split()).replace("``", '"').replace("''", '"')
+    text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).lower()
+    return tuple(sentencepiece.SentencePieceProcessor(model_file=str(model)).encode(text))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pretrain_data")
+
+
+@pytest.fixture(scope="module")
+def corpus(folder: Path) -> Path:
+    return write(folder / "corpus.txt", documents(1, 300))
+
+
+@pytest.fixture(scope="module")
+def vocab(folder: Path, corpus: Path) -> Path:
+    assert main(["vocab", "--source", str(corpus), "--size", "200", "--out", str(folder / "vocab")]) == 0
+    return folder / "vocab" / "spiece.model"
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path, corpus: Path, vocab: Path) -> Path:
+    assert build(corpus, vocab, folder / "data", "--validation-fraction", "0.1") == 0
+    return folder / "data"
+
+
+def test_records_hold_the_tokens_that_sentencepiece_gives_for_the_corpus(data: Path, corpus: Path, vocab: Path) -> None:
+    expected = {}
+    for number, block in enumerate(corpus.read_text().strip().split("\n\n")):
+        expected[f"corpus.txt:{number}"] = [sentencepiece_ids(vocab, line) for line in block.split("\n")]
+    for split in ("train", "validation"):
+        found: dict[str, list[tuple[int, ...]]] = {}
+        for document, tokens in sentences_of(data, split):
+            found.setdefault(document, []).append(tokens)
+        assert found and all(found[document] == expected[document] for document in found)
+
+
+def test_every_sentence_of_the_corpus_is_in_exactly_one_split_once(data: Path, corpus: Path, vocab: Path) -> None:
+    lines = [line for line in corpus.read_text().split("\n") if line]
+    found = Counter(tokens for split in ("train", "validation") for _, tokens in sentences_of(data, split))
+    assert found == Counter(sentencepiece_ids(vocab, line) for line in lines)
+    train, validation = ({name for name, _ in sentences_of(data, split)} for split in ("train", "validation"))
+    assert len(train) + len(validation) == 300 and not train & validation
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_records_stand_in_corpus_order_and_index_and_manifest_agree_with_them(data: Path, split: str) -> None:
+    found = records(data, split)
+    places = [(int(record["document"].decode().split(":")[1]), int(record["part"])) for record in found]
+    assert places == sorted(places)
+    lengths = np.concatenate([record["sentence_lengths"] for record in found])
+    tokens = np.concatenate([record["tokens"] for record in found])
+    manifest = json.loads((data / "manifest.json").read_text())
+    digest = hashlib.sha256()
+    for record in found:
+        assert record["tokens"].dtype == np.uint16 and record["sentence_lengths"].dtype == np.uint16
+        assert (
+            record["sentence_lengths"].min() >= 1 and record["sentence_lengths"].sum() == len(record["tokens"]) <= 2048
+        )
+        digest.update(record["tokens"].astype("<u4").tobytes() + record["sentence_lengths"].astype("<u4").tobytes())
+    index = {
+        name: np.load(data / "index" / f"{split}.{name}.npy") for name in ("sentence_lengths", "sentences_per_record")
+    }
+    unigrams = np.load(data / "index" / f"{split}.unigrams.npy")
+    np.testing.assert_array_equal(index["sentence_lengths"], lengths)
+    np.testing.assert_array_equal(index["sentences_per_record"], [len(record["sentence_lengths"]) for record in found])
+    np.testing.assert_array_equal(unigrams, np.bincount(tokens, minlength=manifest["vocabulary"]["size"]))
+    assert (index["sentence_lengths"].dtype, index["sentences_per_record"].dtype) == (np.uint16, np.int32)
+    assert manifest["splits"][split]["fingerprint"] == digest.hexdigest()
+    counts = {
+        "records": len(found),
+        "sentences": len(lengths),
+        "tokens": len(tokens),
+        "unknown_tokens": int((tokens == 1).sum()),
+    }
+    assert manifest["splits"][split].items() >= counts.items()
+
+
+def test_manifest_counts_the_bytes_of_the_text_and_hashes_the_copied_vocabulary(
+    data: Path, corpus: Path, vocab: Path
+) -> None:
+    manifest = json.loads((data / "manifest.json").read_text())
+    lines = [line for line in corpus.read_text().split("\n") if line]
+    assert sum(split["text_bytes"] for split in manifest["splits"].values()) == sum(len(line) for line in lines)
+    assert (data / "spiece.model").read_bytes() == vocab.read_bytes()
+    assert manifest["vocabulary"]["sha256"] == hashlib.sha256(vocab.read_bytes()).hexdigest()
+    assert manifest["format"] == 1
+
+
+def test_the_same_input_gives_the_same_fingerprints(data: Path, corpus: Path, vocab: Path, tmp_path: Path) -> None:
+    assert build(corpus, vocab, tmp_path / "again", "--validation-fraction", "0.1") == 0
+    first, second = (json.loads((path / "manifest.json").read_text())["splits"] for path in (data, tmp_path / "again"))
+    assert first == second
+
+
+def test_a_sentence_longer_than_a_record_is_cut_at_a_word_start_and_counted(
+    vocab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(5)
+    long = " ".join(rng.choice(NOUNS) for _ in range(4000))
+    write(tmp_path / "long.txt", [[long, sentence(rng)], *documents(6, 40)])
+    assert (
+        build(tmp_path / "long.txt", vocab, tmp_path / "out", "--lines", "sentence", "--validation-fraction", "0.2")
+        == 0
+    )
+    report = {line[:38].strip(): line[38:].split() for line in capsys.readouterr().out.split("\n")}
+    assert sorted(report["longer than 2,048 tokens, split"]) == ["0", "1"]
+    assert report["cuts inside a word"] == ["0", "0"]
+    found = [
+        x for split in ("train", "validation") for x in sentences_of(tmp_path / "out", split) if x[0] == "long.txt:0"
+    ]
+    expected = sentencepiece_ids(vocab, long)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(vocab))
+    assert len(expected) > 2048 and sum((tokens for _, tokens in found[:-1]), ()) == expected
+    assert all(pieces.id_to_piece(tokens[0]).startswith("▁") and len(tokens) <= 2048 for _, tokens in found)
+
+
+def test_a_word_longer_than_a_record_is_cut_inside_and_counted(
+    vocab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    word = "".join(random.Random(7).choices("abcdefgh", k=9000))
+    write(tmp_path / "word.txt", [[word, "A short sentence follows it."], *documents(8, 40)])
+    assert (
+        build(tmp_path / "word.txt", vocab, tmp_path / "out", "--lines", "sentence", "--validation-fraction", "0.2")
+        == 0
+    )
+    assert "cuts inside a word" in capsys.readouterr().out
+    found = [
+        t for split in ("train", "validation") for d, t in sentences_of(tmp_path / "out", split) if d == "word.txt:0"
+    ]
+    assert sum(found[:-1], ()) == sentencepiece_ids(vocab, word)
+
+
+def shingles(lines: list[str]) -> set[tuple[str, ...]]:
+    words = "".join(c if c.isalnum() else " " for c in " ".join(lines).lower()).split()
+    return {tuple(words[i : i + 8]) for i in range(max(1, len(words) - 7))}
+
+
+def test_no_validation_document_shares_more_than_a_fifth_of_its_word_runs_with_training_documents(
+    vocab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = documents(11, 120, 8)
+    # Each text again with one sentence changed: pairs that a split by content alone tears apart.
+    texts += [[*text[:-1], "Something else is said at the end of it."] for text in texts if len(text) > 4]
+    write(tmp_path / "near.txt", texts)
+    assert build(tmp_path / "near.txt", vocab, tmp_path / "out", "--validation-fraction", "0.3") == 0
+    train, validation = (
+        {int(name.split(":")[1]) for name, _ in sentences_of(tmp_path / "out", split)}
+        for split in ("train", "validation")
+    )
+    seen = set().union(*(shingles(texts[i]) for i in train))
+    shares = [len(shingles(texts[i]) & seen) / len(shingles(texts[i])) for i in validation]
+    assert shares and max(shares) <= 0.2
+    moved = next(line for line in capsys.readouterr().out.split("\n") if line.startswith("near-duplicates"))
+    assert int(moved.split(": ")[1].split()[0]) > 5
+    assert train | validation == set(range(len(texts)))
+
+
+def test_text_in_other_scripts_builds_cased_with_its_accents_kept(tmp_path: Path) -> None:
+    base = [
+        ["Été à Zürich, où l’âme rêve.", "Der Fluß trägt müde Boote."],
+        ["今天天气很好。", "我们去公园散步。"],
+        ["ذهب الولد إلى المدرسة.", "قرأ الكتاب الجديد."],
+        ["Η θάλασσα είναι ήρεμη 😀.", "Το πλοίο φεύγει αύριο."],
+    ]
+    texts = [[f"{line} {number}" for line in lines] for number in range(60) for lines in base]
+    source = write(tmp_path / "world.txt", texts)
+    options = ["--cased", "--keep-accents", "--lines", "sentence"]
+    arguments = ["--source", str(source), "--size", "200", "--character-coverage", "1", "--out", str(tmp_path / "v")]
+    assert main(["vocab", *arguments, *options]) == 0
+    assert build(source, tmp_path / "v", tmp_path / "out", *options, "--validation-fraction", "0.3") == 0
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "v" / "spiece.model"))
+    found = [t for split in ("train", "validation") for t in sentences_of(tmp_path / "out", split)]
+    for name, tokens in found:
+        assert 1 not in tokens
+        assert pieces.decode(list(tokens)) in texts[int(name.split(":")[1])]
+    assert len(found) == sum(len(text) for text in texts)
+
+
+def test_a_killed_build_leaves_nothing_under_the_final_name(vocab: Path, tmp_path: Path) -> None:
+    write(tmp_path / "corpus.txt", documents(3, 300))
+    # The process is killed from inside, when all shards are written and nothing is in place yet.
+    script = (
+        "import os, signal, sys; from pretrain_data import shards; from pretrain_data.__main__ import main\n"
+        "shards.read_back = lambda *a: (os.listdir(a[0]) and os.kill(os.getpid(), signal.SIGKILL))\n"
+        "main(sys.argv[1:])"
+    )
+    out = tmp_path / "out"
+    command = ["build", "--source", str(tmp_path / "corpus.txt"), "--vocab", str(vocab), "--out", str(out)]
+    command += ["--validation-fraction", "0.1"]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command], env={**os.environ, "PYTHONPATH": str(root)}, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert not out.exists() and list(tmp_path.glob(".out.building-*"))
+    assert main(command) == 0 and (out / "manifest.json").exists()
+
+
+def test_an_interrupted_build_removes_what_it_wrote(
+    vocab: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pretrain_data.shards.read_back", interrupted)
+    assert build(corpus, vocab, tmp_path / "out", "--validation-fraction", "0.1") == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overwrite_replaces_a_data_set_and_leaves_other_folders_alone(
+    vocab: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert build(corpus, vocab, out, "--validation-fraction", "0.1") == 0
+    assert build(corpus, vocab, out, "--validation-fraction", "0.1") == 2
+    assert "exists" in capsys.readouterr().err
+    assert (
+        build(write(tmp_path / "b.txt", documents(9, 100)), vocab, out, "--validation-fraction", "0.2", "--overwrite")
+        == 0
+    )
+    assert {record["document"].decode().split(":")[0] for record in records(out, "train")} == {"b.txt"}
+    (tmp_path / "home").mkdir()
+    assert build(corpus, vocab, tmp_path / "home", "--overwrite") == 2
+    assert (tmp_path / "home").exists() and sorted(p.name for p in tmp_path.iterdir()) == ["b.txt", "home", "out"]
+
+
+def test_building_and_reading_need_no_tensorflow(vocab: Path, corpus: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.modules['tensorflow'] = None\n"
+        "from pretrain_data.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = ["build", "--source", str(corpus), "--vocab", str(vocab), "--out", str(tmp_path / "out")]
+    root = Path(__file__).parents[1]
+    subprocess.run(
+        [sys.executable, "-c", script, *command, "--validation-fraction", "0.1"],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        check=True,
+    )
+
+
+def test_shards_are_many_when_the_data_are_large_and_read_back_in_order(
+    vocab: Path, corpus: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pretrain_data.shards.SHARD_BYTES", 4096)
+    assert build(corpus, vocab, tmp_path / "out", "--validation-fraction", "0.1") == 0
+    assert len(list((tmp_path / "out").glob("*train*-of-*"))) > 3
+    first, second = (json.loads((path / "manifest.json").read_text())["splits"] for path in (data, tmp_path / "out"))
+    assert first == second

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each bad input ends in one sentence on standard error and exit status 2, and leaves nothing behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from pretrain_data.__main__ import main
+
+TEXT = "The river is wide.\nThe harbor is near.\n\nThe winter was long.\nThe garden sleeps.\n" * 40
+
+
+@pytest.fixture(scope="module")
+def vocab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vocab")
+    (folder / "text.txt").write_text(TEXT)
+    assert main(["vocab", "--source", str(folder / "text.txt"), "--size", "45", "--out", str(folder / "v")]) == 0
+    return folder / "v" / "spiece.model"
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Runs the command line and returns its one sentence."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err.strip().split("\n")
+    assert len(error) == 1 and error[0].startswith("error: ")
+    return error[0]
+
+
+def test_the_command_prints_one_error_line_and_exits_with_2(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pretrain_data", "vocab", "--source", "missing.txt", "--out", str(tmp_path / "v")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no file 'missing.txt'") and done.stderr.count("\n") == 1
+
+
+def test_a_missing_file_and_a_glob_without_matches_are_named(
+    capsys: pytest.CaptureFixture[str], vocab: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert "nowhere.txt" in fails(capsys, "build", "--source", tmp_path / "nowhere.txt", "--vocab", vocab, "--out", out)
+    assert "*.text" in fails(capsys, "build", "--source", tmp_path / "*.text", "--vocab", vocab, "--out", out)
+    assert "is a folder" in fails(capsys, "build", "--source", tmp_path, "--vocab", vocab, "--out", out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("content", ["", " \n\n\t\n"])
+def test_an_empty_corpus_is_refused(
+    content: str, capsys: pytest.CaptureFixture[str], vocab: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.txt").write_text(content)
+    for command in (["vocab"], ["build", "--vocab", vocab]):
+        message = fails(capsys, *command, "--source", tmp_path / "empty.txt", "--out", tmp_path / "out")
+        assert "the corpus is empty" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt"]
+
+
+def test_a_binary_file_is_refused_with_the_place_of_its_nul_byte(
+    capsys: pytest.CaptureFixture[str], vocab: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "b.bin").write_bytes(b"text\nmore\0\x01\x02")
+    message = fails(capsys, "build", "--source", tmp_path / "b.bin", "--vocab", vocab, "--out", tmp_path / "out")
+    assert "b.bin" in message and "line 2" in message and "byte 9" in message
+
+
+def test_invalid_utf8_is_refused_with_its_line_its_byte_and_a_remedy(
+    capsys: pytest.CaptureFixture[str], vocab: Path, tmp_path: Path
+) -> None:
+    # The bad byte stands behind many good documents: found only when the stream gets there.
+    good = TEXT.encode()
+    (tmp_path / "latin.txt").write_bytes(good + b"caf\xe9 au lait\n")
+    for lines in ("sentence", "detect"):
+        arguments = ["--source", tmp_path / "latin.txt", "--vocab", vocab, "--out", tmp_path / "out", "--lines", lines]
+        message = fails(capsys, "build", *arguments)
+        number = len(good.split(b"\n"))
+        assert f"byte {len(good) + 3} " in message and f"line {number} " in message
+        assert "0xe9" in message and "iconv" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latin.txt"]
+
+
+def test_a_vocabulary_whose_special_ids_differ_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text.txt"), model_prefix=str(tmp_path / "other"), vocab_size=40, minloglevel=2
+    )
+    arguments = ["--source", tmp_path / "text.txt", "--vocab", tmp_path / "other.model", "--out", tmp_path / "out"]
+    message = fails(capsys, "build", *arguments)
+    assert "<pad>" in message and "<unk>" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_larger_than_the_corpus_allows_names_the_largest_size(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    message = fails(capsys, "vocab", "--source", tmp_path / "text.txt", "--size", 5000, "--out", tmp_path / "v")
+    largest = message.split()[-1]
+    assert "5000" in message and not (tmp_path / "v").exists()
+    assert main(["vocab", "--source", str(tmp_path / "text.txt"), "--size", largest, "--out", str(tmp_path / "v")]) == 0
+    message = fails(capsys, "vocab", "--source", tmp_path / "text.txt", "--size", 15, "--out", tmp_path / "w")
+    assert "too small" in message
+
+
+def test_a_corpus_that_fills_only_one_split_is_refused(
+    capsys: pytest.CaptureFixture[str], vocab: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "one.txt").write_text("The river is wide.\nThe harbor is near.\n")
+    arguments = ["--source", tmp_path / "one.txt", "--vocab", vocab, "--out", tmp_path / "out"]
+    assert "nothing is left for validation" in fails(capsys, "build", *arguments, "--validation-fraction", "0.0000001")
+    assert "nothing is left for train" in fails(capsys, "build", *arguments, "--validation-fraction", "0.9999999")
+    for fraction in ("0", "1", "nan"):
+        assert "--validation-fraction" in fails(capsys, "build", *arguments, "--validation-fraction", fraction)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.txt"]
+
+
+def test_an_existing_output_and_an_existing_vocabulary_are_kept(
+    capsys: pytest.CaptureFixture[str], vocab: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("keep")
+    arguments = ["--source", tmp_path / "text.txt", "--vocab", vocab, "--out", tmp_path / "out"]
+    assert "--overwrite" in fails(capsys, "build", *arguments)
+    assert "is not a data set" in fails(capsys, "build", *arguments, "--overwrite")
+    assert (tmp_path / "out" / "mine").read_text() == "keep"
+    before = vocab.read_bytes()
+    assert "exists" in fails(capsys, "vocab", "--source", tmp_path / "text.txt", "--size", 40, "--out", vocab.parent)
+    assert vocab.read_bytes() == before
+
+
+def test_a_source_named_twice_and_an_unknown_language_are_refused(
+    capsys: pytest.CaptureFixture[str], vocab: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    arguments = ["--source", tmp_path / "text.txt", "--vocab", vocab, "--out", tmp_path / "out"]
+    assert "more than one --source" in fails(capsys, "build", *arguments, "--source", tmp_path / "*.txt")
+    assert "'xx'" in fails(capsys, "build", *arguments, "--language", "xx")
