@@ -3,8 +3,9 @@
 
     python train.py --config=configs/base.py --workdir=runs/base --config.data.path=runs/data
 
-Any field of the config can be set on the command line (`--config.batch.size=256`). The same command resumes a run that was
-interrupted. Exit status: 0 finished, 75 interrupted and saved (run it again), 2 a bad input, named on standard error.
+Any field of the config can be set on the command line (`--config.batch.size=256`). The same command resumes a run that
+was interrupted. Exit status: 0 finished, 75 interrupted and saved (run it again), 2 a bad input, named on standard
+error.
 """
 
 import logging
@@ -20,7 +21,9 @@ from albert_jax.errors import UserError
 from albert_jax.training.interruption import EXIT_INTERRUPTED, Interruption
 from albert_jax.training.recipe import check_overrides
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="the recipe, e.g. configs/base.py or configs/base.py:v1")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="the recipe, e.g. configs/base.py or configs/base.py:v1"
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory for checkpoints, metrics and TensorBoard events")
 
 
@@ -29,9 +32,10 @@ def parse(arguments: list[str]) -> list[str]:
     check_overrides(arguments[1:])
     try:
         rest = flags.FLAGS(arguments)
-        config = _CONFIG.value
+        config = _CONFIG.value and _CONFIG.value.lock()  # the file's absence shows at the first use
     except (flags.Error, OSError) as e:
-        raise UserError(str(e).strip().replace("\n", " ")) from e
+        # ml_collections quotes the traceback of a config file that refuses its variant; its last line says why.
+        raise UserError(str(e).strip().splitlines()[-1].split("UserError: ")[-1].strip()) from e
     if rest[1:]:
         raise UserError(f"{rest[1]!r} is not a flag; every setting is given as --name=value.")
     if config is None or not _WORKDIR.value:
@@ -49,7 +53,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("albert_jax").setLevel(logging.INFO)
     with Interruption() as interruption:
-        finished = Run(_CONFIG.value, pathlib.Path(_WORKDIR.value)).train(interruption)
+        finished = Run(_CONFIG.value, pathlib.Path(str(_WORKDIR.value))).train(interruption)
     return 0 if finished else EXIT_INTERRUPTED
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`AlbertConfig`: the architecture, under Hugging Face's field names, with exact parameter and FLOP counts.
 
-Shape letters used in every docstring of this project: B rows, S slots in a row, E embedding, H hidden, N heads, D head size,
-F feed-forward, L layers, V vocabulary, M mask slots in a row, P examples packed in a row.
+Shape letters used in every docstring of this project: B rows, S slots in a row, E embedding, H hidden, N heads, D head
+size, F feed-forward, L layers, V vocabulary, M mask slots in a row, P examples packed in a row.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from albert_jax.errors import UserError
 
 # Published sizes (Lan et al. 2019, table 1; xlarge has 16 heads in the released configuration, not H/64 = 32).
 # All use the tanh approximation of gelu: Google's code computes nothing else, whatever a config file calls it.
-_SIZES = {
+_SIZES: dict[str, dict[str, Any]] = {
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
     "xlarge": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 8192},
@@ -58,6 +58,11 @@ class AlbertConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            kind: Any = type(field.default)
+            if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (
+                kind is bool
+            ):
+                raise UserError(f"{field.name} must be of type {kind.__name__}, not {value!r}.")
             if field.type is int and not field.name.endswith("token_id") and value < 1:
                 raise UserError(f"{field.name} must be at least 1, not {value}.")
             if field.name.endswith("dropout_prob") and not 0 <= value < 1:
@@ -68,14 +73,15 @@ class AlbertConfig:
             )
         if self.num_hidden_groups > self.num_hidden_layers:
             raise UserError(
-                f"num_hidden_groups {self.num_hidden_groups} must not exceed num_hidden_layers {self.num_hidden_layers}."
+                f"num_hidden_groups {self.num_hidden_groups} must not exceed num_hidden_layers "
+                f"{self.num_hidden_layers}."
             )
         if self.hidden_act not in ACTIVATIONS:
             raise UserError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, not {self.hidden_act!r}.")
         if not self.tie_word_embeddings:
             raise UserError("tie_word_embeddings=False is not ALBERT: its output table is the input table.")
 
-    # --- construction ---------------------------------------------------------------------------------------------------
+    # --- construction -------------------------------------------------------------------------------------------------
 
     @classmethod
     def published(cls, size: str, version: int = 2) -> Self:
@@ -100,12 +106,12 @@ class AlbertConfig:
         Raises:
           UserError: naming an unknown field and its nearest match.
         """
-        known = {field.name: field.type for field in dataclasses.fields(cls)}
+        known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
                 raise UserError(f"the model has no field {name!r}; the nearest is {near!r}.")
-        return cls(**{name: float(v) if known[name] is float else v for name, v in values.items()})
+        return cls(**values)
 
     @classmethod
     def from_pretrained(cls, directory: str | pathlib.Path) -> Self:
@@ -134,7 +140,7 @@ class AlbertConfig:
         """Our fields and values, as `from_dict` takes them."""
         return dataclasses.asdict(self)
 
-    # --- arithmetic -----------------------------------------------------------------------------------------------------
+    # --- arithmetic ---------------------------------------------------------------------------------------------------
 
     def group_of_layer(self, layer: int) -> int:
         """Which group's weights layer `layer` uses: groups are contiguous, as in the original and in transformers."""

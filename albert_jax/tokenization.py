@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ALBERT's tokenizers: `AlbertTokenizer`, SentencePiece with ALBERT's rules, and `AlbertTokenizerFast`, its equal in Rust.
+"""ALBERT's tokenizers: `AlbertTokenizer`, SentencePiece with ALBERT's rules, and `AlbertTokenizerFast`, in Rust.
 
 The rules, in order (those of transformers 4's slow tokenizer; Google's code differs only in leaving quotes alone):
 
@@ -10,9 +10,9 @@ The rules, in order (those of transformers 4's slow tokenizer; Google's code dif
 5. SentencePiece: its own normalizer (nmt_nfkc), then the unigram model;
 6. a piece that ends in a comma after a digit is split before the comma: `▁2000,` is `▁2000` and `,`.
 
-The one known difference between the two: SentencePiece adds up scores in float32 along the whole text, the Rust library in
-float64 word by word, so that of two segmentations within about 1e-4 of each other they may take different ones far into a
-long text (2 of 52,000 paragraphs of English; none of their sentences).
+The one known difference between the two: SentencePiece adds up scores in float32 along the whole text, the Rust library
+in float64 word by word, so of two segmentations of a word whose scores are within about 1e-4 of each other they may
+take different ones far into a long text (seen in 2 of 52,000 English paragraphs, in none of 17,000 sentences).
 """
 
 import abc
@@ -38,6 +38,8 @@ PAD, UNK, CLS, SEP, MASK = range(5)
 SPECIAL_TOKENS = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
 WORD_START = "▁"
 
+_ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
+
 _SPECIAL_PATTERN = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
 # A score that no path through a word can afford, whatever the vocabulary.
 _NEVER = -100.0
@@ -46,7 +48,9 @@ _NEVER = -100.0
 def clean(text: str, do_lower_case: bool = True, keep_accents: bool = False) -> str:
     """Rules 1, 3 and 4 of the module: what ALBERT does to a text before SentencePiece sees it."""
     if do_lower_case:
-        text = text.replace("Σ", "σ").lower()  # capital sigma is the one letter whose lower case depends on its neighbors
+        text = text.replace(
+            "Σ", "σ"
+        ).lower()  # capital sigma is the one letter whose lower case depends on its neighbors
     text = " ".join(text.split()).replace("``", '"').replace("''", '"')
     if not keep_accents and not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
@@ -56,7 +60,9 @@ def clean(text: str, do_lower_case: bool = True, keep_accents: bool = False) -> 
 class _AlbertTokenizerBase(abc.ABC):
     """What both tokenizers share: files, flags, special tokens."""
 
-    def __init__(self, vocab_file: str | pathlib.Path, *, do_lower_case: bool = True, keep_accents: bool = False) -> None:
+    def __init__(
+        self, vocab_file: str | pathlib.Path, *, do_lower_case: bool = True, keep_accents: bool = False
+    ) -> None:
         """Opens a spiece.model, or a tokenizer.json of ALBERT's.
 
         Args:
@@ -110,7 +116,8 @@ class _AlbertTokenizerBase(abc.ABC):
         """One text, or a pair, with its special tokens; special tokens spelled out in the text count as such.
 
         Returns:
-          `input_ids` [CLS] text [SEP] (pair [SEP]); `token_type_ids` 0 through the first [SEP], then 1; `attention_mask` 1.
+          `input_ids` [CLS] text [SEP] (pair [SEP]), `token_type_ids` 0 through the first [SEP] and then 1, and
+          `attention_mask`, all 1.
         """
         ids = [CLS, *self._encode_with_specials(text), SEP]
         types = [0] * len(ids)
@@ -147,13 +154,18 @@ class _AlbertTokenizerBase(abc.ABC):
                 words.append(WORD_START + self._pieces[i] + WORD_START)
         return " ".join("".join(words).replace(WORD_START, " ").split())
 
-    def save_pretrained(self, directory: str | pathlib.Path) -> list[pathlib.Path]:
+    def save_pretrained(self, directory: str | pathlib.Path, *, model_max_length: int = 512) -> list[pathlib.Path]:
         """Writes spiece.model, tokenizer.json and tokenizer_config.json, which transformers 4 and 5 both read right.
 
-        Exceptions, where only 4's slow tokenizer (which reads spiece.model) agrees with ours, because the Rust library's
-        Unicode tables are older or its normalizer works by grapheme: some 70 letters added in Unicode 9 to 14; with
-        `keep_accents`, a combining mark after a modifier letter, or three on one letter; and the float32 ties of the module's
-        docstring.
+        Exceptions, where of theirs only transformers 4's slow tokenizer, which reads spiece.model, agrees with ours:
+        the Rust library works by grapheme, with older Unicode tables, and knows no pieces that text cannot reach. About
+        70 letters younger than Unicode 9; a special token spelled in full-width letters; with `keep_accents`, a mark
+        after a modifier letter, or three marks on one letter; digits around commas in a vocabulary trained with
+        `split_by_number=false`; and the float32 ties of the module's docstring.
+
+        Args:
+          directory: made if need be; files of these names are replaced.
+          model_max_length: the model's positions, to which transformers truncates where it is asked to.
 
         Returns:
           The files written.
@@ -166,7 +178,7 @@ class _AlbertTokenizerBase(abc.ABC):
         elif self.vocab_file.resolve() != files[0].resolve():
             shutil.copyfile(self.vocab_file, files[0])
         _hub_tokenizer(self._proto, self.do_lower_case, self.keep_accents).save(str(files[1]), pretty=False)
-        settings = json.dumps(_hub_settings(self.do_lower_case, self.keep_accents), indent=2)
+        settings = json.dumps(_hub_settings(self.do_lower_case, self.keep_accents, model_max_length), indent=2)
         files[2].write_text(settings + "\n", encoding="utf-8")
         return files
 
@@ -201,7 +213,9 @@ class AlbertTokenizer(_AlbertTokenizerBase):
 class AlbertTokenizerFast(_AlbertTokenizerBase):
     """The same ids from the `tokenizers` library, whose segmentation runs on all cores."""
 
-    def __init__(self, vocab_file: str | pathlib.Path, *, do_lower_case: bool = True, keep_accents: bool = False) -> None:
+    def __init__(
+        self, vocab_file: str | pathlib.Path, *, do_lower_case: bool = True, keep_accents: bool = False
+    ) -> None:
         """See the base class."""
         super().__init__(vocab_file, do_lower_case=do_lower_case, keep_accents=keep_accents)
         self._rust = _segmenter(self._proto)
@@ -211,7 +225,9 @@ class AlbertTokenizerFast(_AlbertTokenizerBase):
         """See the base class."""
         cleaned = [clean(s, self.do_lower_case, self.keep_accents) for s in sentences]
         encoded = self._segment(cleaned)
-        return [ids if self._number_commas.keys().isdisjoint(ids) else self._split_number_commas(ids) for ids in encoded]
+        return [
+            ids if self._number_commas.keys().isdisjoint(ids) else self._split_number_commas(ids) for ids in encoded
+        ]
 
     def _segment(self, texts: Iterable[str]) -> list[list[int]]:
         # SentencePiece's own normalizer: the Rust library's takes graphemes apart differently.
@@ -228,7 +244,8 @@ class AlbertTokenizerFast(_AlbertTokenizerBase):
         """Rule 6 for every piece it can meet: it looks at nothing but the piece."""
         pieces = {i: p for i, p in enumerate(self._pieces) if _is_number_comma(p)}
         table = {}
-        for (i, piece), ids in zip(pieces.items(), self._segment(p[:-1].replace(WORD_START, "") for p in pieces.values())):
+        digits = self._segment(p[:-1].replace(WORD_START, "") for p in pieces.values())
+        for (i, piece), ids in zip(pieces.items(), digits, strict=True):
             parts = self.convert_ids_to_tokens(ids)
             parts = parts if piece.startswith(WORD_START) else _without_word_start(parts)
             table[i] = self.convert_tokens_to_ids([*parts, ","])
@@ -269,7 +286,7 @@ def _settings_beside(file: pathlib.Path) -> dict[str, Any]:
 
 def _read_spiece(path: pathlib.Path) -> Any:
     """Parses and checks a spiece.model."""
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = _ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
     except Exception as e:  # protobuf's DecodeError has no stable home across its implementations
@@ -297,7 +314,7 @@ def _read_tokenizer_json(path: pathlib.Path) -> Any:
     Its pipeline is left aside: what transformers derives from a spiece.model of ALBERT is damaged, the pieces are not.
     Pieces that it made into added tokens of their own, such as the full stop, are user-defined symbols again.
     """
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = _ModelProto()
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         pieces = [(str(piece), float(score)) for piece, score in values["model"]["vocab"]]
@@ -323,7 +340,8 @@ def _charsmaps(normalizer: Any) -> Iterator[bytes]:
 
 def _check_specials(first: Sequence[str], path: pathlib.Path) -> None:
     if tuple(first) != SPECIAL_TOKENS:
-        wrong = ", ".join(f"{i} is {p!r}, not {s!r}" for i, (p, s) in enumerate(zip(first, SPECIAL_TOKENS)) if p != s)
+        pairs = enumerate(zip(first, SPECIAL_TOKENS, strict=False))
+        wrong = ", ".join(f"{i} is {found!r}, not {wanted!r}" for i, (found, wanted) in pairs if found != wanted)
         raise UserError(
             f"{path} is not an ALBERT vocabulary: special id {wrong or 'list is too short'}; "
             "train one with `python -m pretrain_data vocab`."
@@ -336,26 +354,27 @@ def _check_specials(first: Sequence[str], path: pathlib.Path) -> None:
 def _scores(proto: Any) -> list[float]:
     """Scores with which the Rust library finds SentencePiece's paths.
 
-    SentencePiece scores a user-defined symbol by its length in bytes and the best score of the vocabulary, not by what the
-    file says.
+    SentencePiece scores a user-defined symbol by its length in bytes and the best score of the vocabulary, not by what
+    the file says.
     """
     best = max((p.score for p in proto.pieces if p.type == p.NORMAL), default=0.0)
     return [len(p.piece.encode()) * best - 0.1 if p.type == p.USER_DEFINED else p.score for p in proto.pieces]
 
 
 def _segmenter(proto: Any) -> tokenizers.Tokenizer:
-    """For our own use, on text that is cleaned and normalized: no added tokens, so special tokens in the text are text."""
+    """For our own use, on clean, normalized text: without added tokens, so that a special token in the text is text."""
     # The names of special pieces must not match text: a NUL never survives SentencePiece's normalizer.
     names = [f"\0{p.piece}" if i < len(SPECIAL_TOKENS) else p.piece for i, p in enumerate(proto.pieces)]
-    tokenizer = tokenizers.Tokenizer(models.Unigram(list(zip(names, _scores(proto))), unk_id=UNK))
+    tokenizer = tokenizers.Tokenizer(models.Unigram(list(zip(names, _scores(proto), strict=True)), unk_id=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(WORD_START, "merged_with_next")
     return tokenizer
 
 
 def _hub_tokenizer(proto: Any, do_lower_case: bool, keep_accents: bool) -> tokenizers.Tokenizer:
     """For tokenizer.json: everything in Rust, five added tokens and no more, and number-comma pieces out of reach."""
+    names = [p.piece for p in proto.pieces]
     vocabulary = [
-        (p.piece, _NEVER if _is_number_comma(p.piece) else score) for p, score in zip(proto.pieces, _scores(proto))
+        (name, _NEVER if _is_number_comma(name) else score) for name, score in zip(names, _scores(proto), strict=True)
     ]
     tokenizer = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=UNK))
     charsmap = proto.normalizer_spec.precompiled_charsmap
@@ -400,12 +419,12 @@ def _invisible_characters(charsmap: bytes) -> list[normalizers.Normalizer]:
 
     It would find them by itself, but applied to a grapheme the Rust library drops what follows them in it.
     """
-    mapped = {chr(c): normalizers.Precompiled(charsmap).normalize_str(chr(c)) for c in range(sys.maxunicode + 1) if chr(c).isprintable() is False and not 0xD800 <= c < 0xE000}
-    return [
-        _replace_characters(frozenset(c for c, to in mapped.items() if to == target and c != " ").__contains__, target)
-        for target in ("", " ")
-        if target in mapped.values()
-    ]
+    normalizer = normalizers.Precompiled(charsmap)
+    targets: dict[str, set[str]] = {"": set(), " ": set()}
+    for c in map(chr, range(sys.maxunicode + 1)):
+        if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp"):
+            targets.get(normalizer.normalize_str(c), set()).add(c)
+    return [_replace_characters(frozenset(old).__contains__, new) for new, old in targets.items() if old]
 
 
 def _replace_characters(belongs: Callable[[str], Any], content: str) -> normalizers.Normalizer:
@@ -425,16 +444,16 @@ def _character_class(belongs: Callable[[str], Any]) -> str:
     return "[" + "".join(rf"\x{{{a:x}}}-\x{{{b:x}}}" for a, b in ranges) + "]"
 
 
-def _hub_settings(do_lower_case: bool, keep_accents: bool) -> dict[str, Any]:
+def _hub_settings(do_lower_case: bool, keep_accents: bool, model_max_length: int) -> dict[str, Any]:
     """tokenizer_config.json.
 
-    The class is the one that keeps tokenizer.json's pipeline; transformers 5's own AlbertTokenizer rebuilds it, with other
-    rules for marks and white space.
+    The class is the one that keeps tokenizer.json's pipeline; transformers 5's own AlbertTokenizer rebuilds it, with
+    other rules for marks and white space.
     """
     names = {"pad": PAD, "unk": UNK, "cls": CLS, "sep": SEP, "mask": MASK, "bos": CLS, "eos": SEP}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": 512,
+        "model_max_length": model_max_length,
         "do_lower_case": do_lower_case,
         "keep_accents": keep_accents,
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],

@@ -154,6 +154,8 @@ def _hold_out(sources: list[Source], fraction: float, report: Report) -> Holdout
         )
     holdout.guard(documents_of(sources, "comparing with training documents"))
     report.near_duplicates = holdout.near_duplicates
+    if not len(holdout):
+        raise _empty_split("validation", count, report)  # now, not after hours of tokenizing
     return holdout
 
 
@@ -228,14 +230,17 @@ def _write_shards(
 
 
 def _refuse_empty_split(report: Report) -> None:
-    documents = sum(counts.documents for counts in report.splits.values())
-    for split, remedy in (("train", "a lower"), ("validation", "a higher")):
-        if not report.splits[split].records:
-            raise UserError(
-                f"nothing is left for {split} of {documents:,} documents with text (near-duplicates moved to train: "
-                f"{report.near_duplicates:,}); give more documents, separated by blank lines, or {remedy} "
-                "--validation-fraction"
-            )
+    for split, counts in report.splits.items():
+        if not counts.records:
+            raise _empty_split(split, sum(counts.documents for counts in report.splits.values()), report)
+
+
+def _empty_split(split: str, documents: int, report: Report) -> UserError:
+    remedy = {"train": "a lower", "validation": "a higher"}[split]
+    return UserError(
+        f"nothing is left for {split} of {documents:,} documents (near-duplicates moved to train: "
+        f"{report.near_duplicates:,}); give more documents, separated by blank lines, or {remedy} --validation-fraction"
+    )
 
 
 def _write_document(

@@ -104,6 +104,10 @@ class Holdout:
     def _shared(own: np.ndarray, all_shingles: np.ndarray, in_training: np.ndarray) -> float:
         return float(in_training[np.searchsorted(all_shingles, own)].mean()) if len(own) else 0.0
 
+    def __len__(self) -> int:
+        """How many contents are held out; after both passes, how many will be in validation."""
+        return len(self._chosen)
+
     def __contains__(self, document: Document) -> bool:
         """Whether the document is a validation document (meaningful after both passes)."""
         return content_hash(document.lines) in self._chosen

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sentence boundaries by ICU (Unicode's UAX #29 with the locale's list of abbreviations, ``ss=standard``)."""
+"""Sentence boundaries by ICU (Unicode's UAX #29 with the locale's list of abbreviations, ``ss=standard``).
+
+The English list has "Mr.", "Mrs." and "Prof." but not "Dr.", which ICU takes for the end of a sentence.
+"""
 
 import icu
 

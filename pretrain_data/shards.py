@@ -10,12 +10,15 @@ array_record's writer, `tfds.folder_dataset.write_metadata`.
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
+
+from albert_jax.errors import UserError
 
 NAME = "albert_text"
 SPLITS = ("train", "validation")
@@ -88,7 +91,7 @@ class SplitWriter:
             self._open_bytes = 0
         example = {"tokens": tokens, "sentence_lengths": lengths, "document": document, "part": part}
         record = self._spec.serialize_example(example)
-        self._writer.write(record)
+        _told_plainly(self._writer.write, record)
         self.fingerprint.add(tokens, lengths)
         self._shard_lengths[-1] += 1
         self._open_bytes += len(record)
@@ -99,8 +102,8 @@ class SplitWriter:
     def close(self) -> None:
         """Closes the open shard, if there is one."""
         if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+            writer, self._writer = self._writer, None
+            _told_plainly(writer.close)
 
     def finish(self) -> Any:
         """Closes, gives the shards their names and returns the `tfds.core.SplitInfo`."""
@@ -110,6 +113,16 @@ class SplitWriter:
         return tfds.core.SplitInfo(
             name=self._split, shard_lengths=self._shard_lengths, num_bytes=self._bytes, filename_template=self._template
         )
+
+
+def _told_plainly(call: Callable[..., object], *arguments: object) -> None:
+    """Calls array_record's writer, whose errors are all `RuntimeError`; a full disk becomes the person's business."""
+    try:
+        call(*arguments)
+    except RuntimeError as error:
+        if "No space left" in str(error) or "quota" in str(error):
+            raise UserError(f"the disk is full ({error}); free some space or give another --out") from error
+        raise
 
 
 def write_metadata(folder: Path, spec: Any, infos: list[Any]) -> None:

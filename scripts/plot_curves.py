@@ -6,7 +6,6 @@ python scripts/plot_curves.py runs/quickstart --out docs/quickstart.svg
 
 import argparse
 import json
-import math
 import pathlib
 import sys
 from typing import Any
@@ -24,7 +23,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """
     path = workdir / "metrics.jsonl"
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give the --workdir of a training run.")
+        raise UserError(f"{path} does not exist; give the workdir of a training run.")
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     if not any(record["kind"] == "train" for record in records):
         raise UserError(f"{path} holds no training step yet; train longer than log.every steps.")
@@ -35,14 +34,6 @@ def curve(records: list[dict[str, Any]], name: str) -> tuple[list[int], list[flo
     """Steps and values of the records that have `name`."""
     points = [(record["step"], record[name]) for record in records if name in record]
     return [step for step, _ in points], [value for _, value in points]
-
-
-def wilson_interval(share: float, count: float) -> tuple[float, float]:
-    """The 95 % interval of a share of `count` trials (Wilson 1927)."""
-    z = 1.959964
-    center = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return center - half, center + half
 
 
 def draw(records: list[dict[str, Any]], out: pathlib.Path) -> None:
@@ -69,11 +60,8 @@ def draw(records: list[dict[str, Any]], out: pathlib.Path) -> None:
     _, unigram = curve(records, "eval_unigram_loss")
     if unigram:
         axes[0].axhline(unigram[-1], color=REFERENCE, linestyle="--", linewidth=1, label="validation, unigrams")
-    pairs = [record for record in records if "eval_sop_pairs" in record]
-    if pairs:
-        bounds = [wilson_interval(record["eval_sop_accuracy"], record["eval_sop_pairs"]) for record in pairs]
-        low, high = zip(*bounds, strict=True)
-        steps = [record["step"] for record in pairs]
+    (steps, low), (_, high) = curve(records, "eval_sop_low"), curve(records, "eval_sop_high")
+    if steps:
         axes[2].fill_between(steps, low, high, color=VALIDATION, alpha=0.2, linewidth=0, label="95 % interval")
     axes[2].axhline(0.5, color=REFERENCE, linestyle="--", linewidth=1, label="chance")
     resumed = sorted({record["step"] for record in records if record["kind"] == "resume"})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data set that `python -m pretrain_data build` writes, read back and compared with SentencePiece and the text itself."""
+"""The data set that `python -m pretrain_data build` writes, compared with SentencePiece and the text itself."""
 
 import hashlib
 import json
@@ -20,9 +20,9 @@ import tensorflow_datasets as tfds
 
 from pretrain_data.__main__ import main
 
-NOUNS = ["river", "stone", "teacher", "garden", "winter", "letter", "engine", "harbor", "mountain", "answer", "village", "captain", "forest", "market", "window"]
-VERBS = ["crosses", "follows", "remembers", "carries", "builds", "answers", "watches", "measures", "paints", "repairs", "opens", "leaves"]
-ADVERBS = ["slowly", "gladly", "often", "seldom", "never", "twice", "alone", "together", "yesterday", "tomorrow"]
+NOUNS = ["river", "stone", "teacher", "garden", "winter", "letter", "engine", "harbor", "mountain", "answer", "market"]
+VERBS = ["crosses", "follows", "remembers", "carries", "builds", "answers", "watches", "measures", "paints", "opens"]
+ADVERBS = ["crosses", "follows", "remembers", "carries", "builds", "answers", "watches", "measures", "paints", "opens"]
 
 
 def sentence(rng: random.Random) -> str:
@@ -204,11 +204,14 @@ def shingles(lines: list[str]) -> set[tuple[str, ...]]:
 def test_no_validation_document_shares_more_than_a_fifth_of_its_word_runs_with_training_documents(
     vocab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    texts = documents(11, 120, 8)
+    texts = documents(11, 60, 8)
     # Each text again with one sentence changed: pairs that a split by content alone tears apart.
     texts += [[*text[:-1], "Something else is said at the end of it."] for text in texts if len(text) > 4]
+    # A chain in which each text shares a third with its neighbors: one that is moved to train gives the next one away.
+    (chain,) = ([sentence(rng) for _ in range(180)] for rng in [random.Random(12)])
+    texts += [chain[start : start + 6] for start in range(0, 176, 4)]
     write(tmp_path / "near.txt", texts)
-    assert build(tmp_path / "near.txt", vocab, tmp_path / "out", "--validation-fraction", "0.3") == 0
+    assert build(tmp_path / "near.txt", vocab, tmp_path / "out", "--validation-fraction", "0.5") == 0
     train, validation = (
         {int(name.split(":")[1]) for name, _ in sentences_of(tmp_path / "out", split)}
         for split in ("train", "validation")
@@ -231,7 +234,7 @@ def test_text_in_other_scripts_builds_cased_with_its_accents_kept(tmp_path: Path
     texts = [[f"{line} {number}" for line in lines] for number in range(60) for lines in base]
     source = write(tmp_path / "world.txt", texts)
     options = ["--cased", "--keep-accents", "--lines", "sentence"]
-    arguments = ["--source", str(source), "--size", "200", "--character-coverage", "1", "--out", str(tmp_path / "v")]
+    arguments = ["--source", str(source), "--size", "110", "--character-coverage", "1", "--out", str(tmp_path / "v")]
     assert main(["vocab", *arguments, *options]) == 0
     assert build(source, tmp_path / "v", tmp_path / "out", *options, "--validation-fraction", "0.3") == 0
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "v" / "spiece.model"))
@@ -292,9 +295,9 @@ def test_overwrite_replaces_a_data_set_and_leaves_other_folders_alone(
 
 def test_building_and_reading_need_no_tensorflow(vocab: Path, corpus: Path, tmp_path: Path) -> None:
     script = (
-        "import sys; sys.modules['tensorflow'] = None\n"
-        "from pretrain_data.__main__ import main\n"
-        "sys.exit(main(sys.argv[1:]))"
+        "import sys; from pretrain_data.__main__ import main\n"
+        "status = main(sys.argv[1:])\n"
+        "sys.exit('imported' if 'tensorflow' in sys.modules else status)"
     )
     command = ["build", "--source", str(corpus), "--vocab", str(vocab), "--out", str(tmp_path / "out")]
     root = Path(__file__).parents[1]

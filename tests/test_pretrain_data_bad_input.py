@@ -17,7 +17,7 @@ TEXT = "The river is wide.\nThe harbor is near.\n\nThe winter was long.\nThe gar
 def vocab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vocab")
     (folder / "text.txt").write_text(TEXT)
-    assert main(["vocab", "--source", str(folder / "text.txt"), "--size", "45", "--out", str(folder / "v")]) == 0
+    assert main(["vocab", "--source", str(folder / "text.txt"), "--size", "32", "--out", str(folder / "v")]) == 0
     return folder / "v" / "spiece.model"
 
 
@@ -84,7 +84,7 @@ def test_invalid_utf8_is_refused_with_its_line_its_byte_and_a_remedy(
 def test_a_vocabulary_whose_special_ids_differ_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "text.txt"), model_prefix=str(tmp_path / "other"), vocab_size=40, minloglevel=2
+        input=str(tmp_path / "text.txt"), model_prefix=str(tmp_path / "other"), vocab_size=25, minloglevel=2
     )
     arguments = ["--source", tmp_path / "text.txt", "--vocab", tmp_path / "other.model", "--out", tmp_path / "out"]
     message = fails(capsys, "build", *arguments)
@@ -127,7 +127,7 @@ def test_an_existing_output_and_an_existing_vocabulary_are_kept(
     assert "is not a data set" in fails(capsys, "build", *arguments, "--overwrite")
     assert (tmp_path / "out" / "mine").read_text() == "keep"
     before = vocab.read_bytes()
-    assert "exists" in fails(capsys, "vocab", "--source", tmp_path / "text.txt", "--size", 40, "--out", vocab.parent)
+    assert "exists" in fails(capsys, "vocab", "--source", tmp_path / "text.txt", "--size", 30, "--out", vocab.parent)
     assert vocab.read_bytes() == before
 
 
@@ -138,3 +138,21 @@ def test_a_source_named_twice_and_an_unknown_language_are_refused(
     arguments = ["--source", tmp_path / "text.txt", "--vocab", vocab, "--out", tmp_path / "out"]
     assert "more than one --source" in fails(capsys, "build", *arguments, "--source", tmp_path / "*.txt")
     assert "'xx'" in fails(capsys, "build", *arguments, "--language", "xx")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    capsys: pytest.CaptureFixture[str], vocab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FullDisk:
+        def __init__(self, *arguments: object) -> None: ...
+
+        def write(self, record: bytes) -> None: ...
+
+        def close(self) -> None:
+            raise RuntimeError("write() failed: No space left on device; at byte 1048576")  # array_record's own words
+
+    (tmp_path / "text.txt").write_text("\n\n".join(f"The river {i} is wide and {i * i} long." for i in range(200)))
+    monkeypatch.setattr("pretrain_data.shards.ArrayRecordWriter", FullDisk)
+    arguments = ["--source", tmp_path / "text.txt", "--vocab", vocab, "--out", tmp_path / "out"]
+    assert "disk is full" in fails(capsys, "build", *arguments, "--validation-fraction", "0.2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt"]

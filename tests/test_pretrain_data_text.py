@@ -43,34 +43,32 @@ def test_detect_tells_sentences_from_paragraphs_and_says_why(
 
 
 @pytest.mark.parametrize(
-    ("language", "text", "sentences"),
+    ("language", "sentences"),
     [
-        ("en", "Dr. Smith met Mr. Jones at 3.14 p.m. on Monday. They left!", 2),
-        ("en", "An astral 😀 one. Another 😀😀 follows here.", 2),
-        ("de", "Das ist z. B. ein Satz. Hier kommt noch einer.", 2),
-        ("zh", "今天天气很好。我们去公园散步。", 2),
+        ("en", ["Then Mrs. Smith met Mr. Jones at 3.14 p.m. on Monday.", "They left!"]),
+        ("en", ["An astral 😀 one.", "Another 😀😀 follows here.", "It ends."]),
+        ("de", ["Das ist z.B. ein Satz.", "Hier kommt noch einer."]),
+        ("zh", ["今天天气很好。", "我们去公园散步。"]),
     ],
 )
-def test_sentences_split_by_the_languages_rules_and_lose_no_character(language: str, text: str, sentences: int) -> None:
-    found = SentenceSplitter(language).split(text)
-    assert len(found) == sentences
-    assert "".join("".join(found).split()) == "".join(text.split())
+def test_sentences_split_by_the_languages_rules_and_lose_no_character(language: str, sentences: list[str]) -> None:
+    assert SentenceSplitter(language).split("  ".join(sentences)) == sentences
 
 
 def test_a_trained_vocabulary_has_alberts_special_and_user_defined_pieces(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     for name in ("v", "w"):
         assert (
-            main(["vocab", "--source", str(tmp_path / "text.txt"), "--size", "60", "--out", str(tmp_path / name)]) == 0
+            main(["vocab", "--source", str(tmp_path / "text.txt"), "--size", "36", "--out", str(tmp_path / name)]) == 0
         )
     model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "v" / "spiece.model"))
     expected = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]", "(", ")", '"', "-", ".", "–", "£", "€"]
     assert [model.id_to_piece(i) for i in range(13)] == expected
-    assert model.get_piece_size() == 60 and (model.bos_id(), model.eos_id()) == (-1, -1)
+    assert model.get_piece_size() == 36 and (model.bos_id(), model.eos_id()) == (-1, -1)
     assert all(model.is_control(i) for i in (0, 2, 3, 4)) and model.is_unknown(1)
     assert model.encode("[MASK]").count(4) == 0
     pieces = [line.split("\t")[0] for line in (tmp_path / "v" / "spiece.vocab").read_text().splitlines()]
-    assert pieces == [model.id_to_piece(i) for i in range(60)]
+    assert pieces == [model.id_to_piece(i) for i in range(36)]
     assert all(piece == piece.lower() for piece in pieces[5:])
     assert (tmp_path / "v" / "spiece.model").read_bytes() == (tmp_path / "w" / "spiece.model").read_bytes()
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random numbers as a function of integer keys, vectorised over arrays: nothing to seed, advance or save.
 
-A key is folded in, one integer at a time, by the finaliser of SplitMix64 (Steele, Lea, Flood 2014), which passes through
-every bit of a 64-bit word. NumPy's own generators are not used because their streams may change between releases, and the
-stream of examples must not.
+A key is folded in, one integer at a time, by the finaliser of SplitMix64 (Steele, Lea, Flood 2014), which passes
+through every bit of a 64-bit word. NumPy's own generators are not used because their streams may change between
+releases, and the stream of examples must not.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ def bits(*keys: Integers) -> np.ndarray:
       uint64 array of the broadcast shape.
     """
     with np.errstate(over="ignore"):
-        state = np.uint64(0)
+        state: np.ndarray = np.zeros((), np.uint64)
         for key in keys:
             state = _finalise((state ^ np.asarray(key).astype(np.uint64)) + _GAMMA)
         return np.asarray(state)

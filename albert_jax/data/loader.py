@@ -14,8 +14,8 @@ Item = tuple[int, Batch]
 class Loader:
     """Yields (position, batch) for positions start, start + stride, ... from a thread that runs ahead.
 
-    The thread only calls the pure function `make`, so how far it runs ahead cannot change what it yields. An exception in it
-    is raised by the iteration.
+    The thread only calls the pure function `make`, so how far it runs ahead cannot change what it yields. An exception
+    in it is raised by the iteration.
 
     Args:
       make: builds the batch at a position.

@@ -36,9 +36,9 @@ def choose_words(
 ) -> np.ndarray:
     """Chooses the words to predict: random n-grams until each example's budget of tokens is spent.
 
-    Every example visits its words in random order and draws an n-gram that starts there; the n-gram is shortened, by words,
-    to what is left of the budget and to its sentence pair's half, and passed over where it meets a chosen word (the
-    original's procedure, but never across [SEP]). One round visits one word of every example.
+    Every example visits its words in random order and draws an n-gram that starts there; the n-gram is shortened, by
+    words, to what is left of the budget and to its sentence pair's half, and passed over where it meets a chosen word
+    (the original's procedure, but never across [SEP]). One round visits one word of every example.
 
     Args:
       example_words: int64 [K + 1], where each example's words begin in the two arrays that follow.
@@ -84,7 +84,8 @@ def choose_words(
 
 
 def corrupt(labels: np.ndarray, keys: np.ndarray, positions: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """What stands in the input where a token is predicted: [MASK] 80 %, itself 10 %, a random piece 10 %, token by token.
+    """What stands in the input where a token is predicted: [MASK] 80 %, itself 10 %, a random piece 10 %, token by
+    token.
 
     Args:
       labels: int32 [T], the predicted ids.

@@ -2,8 +2,8 @@
 """The packing plan: which sentences form an example, and which examples share a row, for one sequence length.
 
 A plan is a pure function of a split and of `PlanSettings`. It is computed once, vectorised over the split's sentence
-lengths, kept beside the data set and checked by digest when it is read again. What changes from epoch to epoch (order, splits,
-swaps, masks) is no part of it.
+lengths, kept beside the data set and checked by digest when it is read again. What changes from epoch to epoch (order,
+splits, swaps, masks) is no part of it.
 """
 
 import dataclasses
@@ -16,7 +16,6 @@ import shutil
 import tempfile
 
 import numpy as np
-
 
 from albert_jax.data import counter_rng
 from albert_jax.data.masking import mask_budget
@@ -55,8 +54,8 @@ class PlanSettings:
         needed = int(mask_budget(np.array(self.slots), self.mask_rate))
         if self.mask_slots < needed:
             raise UserError(
-                f"masking.slots {self.mask_slots} is less than the {needed} that one example of {self.slots} slots needs "
-                f"at masking.rate {self.mask_rate}."
+                f"masking.slots {self.mask_slots} is less than the {needed} that an example of {self.slots} slots "
+                f"needs at masking.rate {self.mask_rate}."
             )
 
     @property
@@ -108,7 +107,7 @@ class Plan:
         )
 
 
-# --- units and examples -------------------------------------------------------------------------------------------------
+# --- units and examples -----------------------------------------------------------------------------------------------
 
 
 def _cut_points(starts: np.ndarray, length: int, budget: int) -> list[int]:
@@ -189,7 +188,7 @@ def _chunk(lengths: np.ndarray, runs: np.ndarray, settings: PlanSettings) -> tup
     return all_first[order], all_size[order]
 
 
-# --- packing ------------------------------------------------------------------------------------------------------------
+# --- packing ----------------------------------------------------------------------------------------------------------
 
 Pattern = tuple[int, ...]  # lengths of the examples in a row, longest first
 
@@ -197,8 +196,8 @@ Pattern = tuple[int, ...]  # lengths of the examples in a row, longest first
 def pack_lengths(counts: np.ndarray, settings: PlanSettings) -> list[tuple[Pattern, int]]:
     """Packs a histogram of example lengths into rows: best fit, longest first, all examples of a length at once.
 
-    This is shortest-pack-first histogram packing (Krell et al. 2021, arXiv 2107.02027) with two more limits, on the examples
-    and on the mask slots of a row. Its time does not depend on the number of examples.
+    This is shortest-pack-first histogram packing (Krell et al. 2021, arXiv 2107.02027) with two more limits, on the
+    examples and on the mask slots of a row. Its time does not depend on the number of examples.
 
     Args:
       counts: int64 [S + 1], how many examples have each length.
@@ -241,7 +240,7 @@ def pack_lengths(counts: np.ndarray, settings: PlanSettings) -> list[tuple[Patte
 
 
 def _rows(example_lengths: np.ndarray, settings: PlanSettings) -> np.ndarray:
-    """int32 [R, P]: gives each slot of the packed patterns an example of its length, in random order within a length."""
+    """int32 [R, P]: gives each slot of the packed patterns an example of its length, at random within a length."""
     patterns = pack_lengths(np.bincount(example_lengths, minlength=settings.slots + 1), settings)
     table = np.zeros((len(patterns), settings.examples), np.int64)
     for i, (pattern, _) in enumerate(patterns):
@@ -255,7 +254,7 @@ def _rows(example_lengths: np.ndarray, settings: PlanSettings) -> np.ndarray:
     return rows
 
 
-# --- the whole plan, and its cache ------------------------------------------------------------------------------------------
+# --- the whole plan, and its cache ------------------------------------------------------------------------------------
 
 
 def make_plan(store: TextStore, starts_word: np.ndarray, settings: PlanSettings) -> Plan:
@@ -292,7 +291,7 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8))
+        digest.update(np.ascontiguousarray(array).data.cast("B"))
     return digest.hexdigest()
 
 

@@ -2,7 +2,7 @@
 """Rows of masked, packed sentence-order examples, as a pure function of (data set, settings, seed, position)."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from albert_jax.data.store import TextStore
 from albert_jax.data.vocabulary import CLS, PAD, SEP, Vocabulary
 from albert_jax.errors import UserError
 
+Array = Any  # a NumPy array on the host, a JAX array on the devices
 IGNORED = -100  # label of a slot without a target, as in transformers
 _ROW_ORDER, _EXAMPLE, _SPLIT, _SWAP = range(300, 304)
 
@@ -32,15 +33,15 @@ class Batch(NamedTuple):
       row_ids: [R], position of each row in the stream modulo 2**31, which keys its dropout.
     """
 
-    input_ids: np.ndarray
-    token_type_ids: np.ndarray
-    position_ids: np.ndarray
-    example_ids: np.ndarray
-    mlm_positions: np.ndarray
-    mlm_labels: np.ndarray
-    cls_positions: np.ndarray
-    sop_labels: np.ndarray
-    row_ids: np.ndarray
+    input_ids: Array
+    token_type_ids: Array
+    position_ids: Array
+    example_ids: Array
+    mlm_positions: Array
+    mlm_labels: Array
+    cls_positions: Array
+    sop_labels: Array
+    row_ids: Array
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -70,8 +71,8 @@ class _Examples:
 class PretrainingStream:
     """The endless stream of rows of one split.
 
-    Row n of the stream is the same whatever batch, host or worker asks for it. An epoch is one pass over the plan's rows in a
-    permutation of its own; each epoch draws new splits, swaps and masks.
+    Row n of the stream is the same whatever batch, host or worker asks for it. An epoch is one pass over the plan's
+    rows in a permutation of its own; each epoch draws new splits, swaps and masks.
 
     Args:
       store: the split.
@@ -110,7 +111,7 @@ class PretrainingStream:
         return self._order[1]
 
     def examples_at(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which examples rows `start` to `start + count` hold: int32 [count, P], -1 where unused, and their epochs [count]."""
+        """Which examples `count` rows from `start` hold, int32 [count, P], -1 where unused, and the rows' epochs."""
         position = np.arange(start, start + count)
         epochs = position // self.plan.rows
         pieces = [self._rows(int(epoch))[position[epochs == epoch] % self.plan.rows] for epoch in np.unique(epochs)]

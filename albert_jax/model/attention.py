@@ -14,8 +14,8 @@ def attention_bias(attention_mask: jax.Array | None, example_ids: jax.Array | No
 
     Args:
       attention_mask: [B, S], 1 at real slots and 0 at padding, as in transformers; hides keys only. Or None.
-      example_ids: int [B, S], the number 1..P of the example that a slot belongs to and 0 at padding: slots see each other
-        where the numbers are equal. Or None.
+      example_ids: int [B, S], the number 1..P of the example that a slot belongs to and 0 at padding: slots see each
+        other where the numbers are equal. Or None.
 
     Returns:
       float32 [B, 1, S, S] or [B, 1, 1, S], or None where everything is visible.

@@ -16,11 +16,12 @@ from albert_jax.model.dropout import dropout, fold
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     """The function that a config's `hidden_act` names: 'gelu_new' is the tanh approximation, 'gelu' the exact one."""
-    return {
+    functions: dict[str, Callable[[jax.Array], jax.Array]] = {
         "gelu": functools.partial(jax.nn.gelu, approximate=False),
         "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
         "relu": jax.nn.relu,
-    }[name]
+    }
+    return functions[name]
 
 
 class AlbertEmbeddings(nnx.Module):
@@ -130,6 +131,6 @@ class AlbertEncoder(nnx.Module):
                 return x, jnp.stack(outputs) if output_hidden_states else None
 
             x, states = jax.lax.scan(body, x, jnp.array(list(members)))
-            if output_hidden_states:
+            if states is not None:
                 hidden.append(states.reshape(-1, *x.shape))
         return x, tuple(jnp.concatenate(hidden)) if output_hidden_states else None

@@ -46,5 +46,5 @@ class AlbertSOPHead(nnx.Module):
         self.classifier = nnx.Linear(config.hidden_size, 2, kernel_init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, pooled: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """Classifies float [B, ..., H] into float32 logits [B, ..., 2]; transformers drops out here, Google does not."""
+        """float32 logits [B, ..., 2] of float [B, ..., H]; transformers drops out here in training, Google does not."""
         return self.classifier(dropout(pooled, self.rate, keys)).astype(jnp.float32)

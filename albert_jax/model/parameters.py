@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters as a plain nested dict of arrays, the form in which they are optimised, saved and converted."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +9,7 @@ from flax import nnx, traverse_util
 
 from albert_jax.errors import UserError
 
+Model = TypeVar("Model", bound=nnx.Module)
 Parameters = dict[str, Any]  # nested; keys are attribute names and list indices as strings, leaves float32 arrays
 
 
@@ -18,7 +19,7 @@ def parameters(model: nnx.Module) -> Parameters:
     return traverse_util.unflatten_dict({tuple(map(str, path)): leaf[...] for path, leaf in flat})
 
 
-def with_parameters(model: nnx.Module, values: Parameters) -> nnx.Module:
+def with_parameters(model: Model, values: Parameters) -> Model:
     """A model of the same structure that holds `values`; `model` itself is left as it is and may be abstract.
 
     Raises:
@@ -37,7 +38,7 @@ def with_parameters(model: nnx.Module, values: Parameters) -> nnx.Module:
     for name, path in names.items():
         if np.shape(given[name]) != np.shape(flat[path].get_value()):
             raise UserError(
-                f"parameter {'/'.join(name)} has shape {np.shape(given[name])} where the model's configuration asks for "
+                f"parameter {'/'.join(name)} has shape {np.shape(given[name])} where the model's configuration wants "
                 f"{np.shape(flat[path].get_value())}."
             )
     new = nnx.from_flat_state([(path, flat[path].replace(jnp.asarray(given[name]))) for name, path in names.items()])

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-
 from flax import nnx, traverse_util
 from jax.sharding import Mesh
 
@@ -37,7 +36,7 @@ _log = logging.getLogger(__name__)
 _TRASH = ".trash"
 
 
-# --- what a run is --------------------------------------------------------------------------------------------------------
+# --- what a run is ----------------------------------------------------------------------------------------------------
 
 
 def versions() -> dict[str, str]:
@@ -83,8 +82,8 @@ def check_same_run(saved: dict[str, Any], current: dict[str, Any], workdir: str 
     ]
     if differences:
         raise UserError(
-            f"{workdir} belongs to another run: {'; '.join(differences)}. Use another --workdir, and --config.init_from="
-            f"{workdir} to start from its weights."
+            f"{workdir} belongs to another run: {'; '.join(differences)}; use another --workdir, and "
+            f"--config.init_from={workdir} to start from its weights."
         )
     for name, value in current["versions"].items():
         if saved["versions"].get(name) != value:
@@ -115,7 +114,7 @@ def claim_workdir(workdir: pathlib.Path, identity: dict[str, Any]) -> None:
         raise UserError(f"the workdir {workdir} cannot be written ({e.strerror}); choose another --workdir.") from e
 
 
-# --- digests --------------------------------------------------------------------------------------------------------------
+# --- digests ----------------------------------------------------------------------------------------------------------
 
 
 def _leaf_digest(x: jax.Array) -> jax.Array:
@@ -142,7 +141,7 @@ def digests(tree: Any) -> dict[str, str]:
     return {jax.tree_util.keystr(path): "".join(f"{int(word):08x}" for word in leaf) for path, leaf in leaves}
 
 
-# --- saving and restoring -------------------------------------------------------------------------------------------------
+# --- saving and restoring ---------------------------------------------------------------------------------------------
 
 
 class Restored(NamedTuple):
@@ -153,7 +152,7 @@ class Restored(NamedTuple):
     meta: dict[str, Any]
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     """A checkpoint whose arrays are not the ones that were saved."""
 
 
@@ -175,7 +174,8 @@ class Checkpoints:
         self._identity = identity
         self._durable = 0  # newest step known to be complete
         self._in_flight: int | None = None
-        # Old steps are first renamed away, so that a kill during their deletion cannot leave half a checkpoint in the list.
+        # Old steps are first renamed away, so that a kill during their deletion cannot leave half a checkpoint in the
+        # list.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, todelete_subdir=_TRASH, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
@@ -199,15 +199,15 @@ class Checkpoints:
         self.wait()
         step = int(state.step)
         if step not in self._manager.all_steps():
-            rest = state._replace(params=None)._asdict()
-            del rest["params"]
+            rest = state._asdict()
+            params = rest.pop("params")
             meta = self._identity | {
                 "step": step,
                 "position": position,
-                "digests": {"params": digests(state.params), "rest": digests(rest)},
+                "digests": {"params": digests(params), "rest": digests(rest)},
             }
             items = ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
+                params=ocp.args.StandardSave(params),
                 rest=ocp.args.StandardSave(rest),
                 meta=ocp.args.JsonSave(meta),
             )
@@ -263,8 +263,8 @@ class Checkpoints:
             return restored
         if steps:
             raise UserError(
-                f"all checkpoints in {self.directory} are damaged (steps {', '.join(map(str, steps))}; set aside under the "
-                "name damaged-STEP); restore the directory from a backup, or choose another --workdir to start again."
+                f"all checkpoints in {self.directory} are damaged (steps {', '.join(map(str, steps))}; set aside as "
+                "damaged-STEP); restore the directory from a backup, or choose another --workdir to start again."
             )
         return None
 
@@ -300,7 +300,9 @@ def _load_items(
         expected, found = meta["digests"][name], digests(loaded[name])
         wrong = [path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path)]
         if wrong:
-            raise _Damaged(f"{len(wrong)} arrays of {name!r} are not those that were saved, e.g. {sorted(wrong)[0]}")
+            raise _DamagedError(
+                f"{len(wrong)} arrays of {name!r} are not those that were saved, e.g. {sorted(wrong)[0]}"
+            )
     return {name: loaded[name] for name in targets}
 
 

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from albert_jax.data.stream import IGNORED, PretrainingStream
+from albert_jax.data.stream import IGNORED, Batch, PretrainingStream
 from albert_jax.model import Parameters
 from albert_jax.training.objective import Totals, zero_totals
 from albert_jax.training.sharding import place_batch
 
-EvalStep = Callable[[Parameters, Totals, object], Totals]
+EvalStep = Callable[[Parameters, Totals, Batch], Totals]
 
 
 def unigram_loss(labels: np.ndarray, counts: np.ndarray) -> float:
@@ -83,16 +83,17 @@ class Evaluator:
             totals = self._step(params, totals, place_batch(batch, self._mesh))
         if labels:
             self._unigram_loss = unigram_loss(np.concatenate(labels), self._unigrams)
-        t = Totals(*(float(x) for x in jax.device_get(totals)))
-        low, high = wilson_interval(t.sop_correct, t.sop_count)
+        t = {name: float(total) for name, total in jax.device_get(totals)._asdict().items()}
+        low, high = wilson_interval(t["sop_correct"], t["sop_count"])
+        mlm_count, sop_count = int(t["mlm_count"]), int(t["sop_count"])
         return {
-            "mlm_loss": t.mlm_loss / max(1.0, t.mlm_count),
+            "mlm_loss": t["mlm_loss"] / max(1, mlm_count),
             "unigram_loss": self._unigram_loss,
-            "mlm_accuracy": t.mlm_correct / max(1.0, t.mlm_count),
-            "mlm_count": t.mlm_count,
-            "sop_loss": t.sop_loss / max(1.0, t.sop_count),
-            "sop_accuracy": t.sop_correct / max(1.0, t.sop_count),
+            "mlm_accuracy": t["mlm_correct"] / max(1, mlm_count),
+            "mlm_count": mlm_count,
+            "sop_loss": t["sop_loss"] / max(1, sop_count),
+            "sop_accuracy": t["sop_correct"] / max(1, sop_count),
             "sop_low": low,
             "sop_high": high,
-            "sop_count": t.sop_count,
+            "sop_count": sop_count,
         }

@@ -39,7 +39,9 @@ def starting_parameters(config: ml_collections.ConfigDict) -> Parameters:
         given, _, _ = load_pretrained(source)
         _log.info("starting from the Hugging Face checkpoint %s, with a fresh optimizer.", source)
     else:
-        raise UserError(f"init_from={source} is neither a training workdir nor a directory with a Hugging Face config.json.")
+        raise UserError(
+            f"init_from={source} is neither a training workdir nor a directory with a Hugging Face checkpoint."
+        )
     return _overlay(fresh, given, source)
 
 
@@ -51,8 +53,8 @@ def _overlay(fresh: Parameters, given: Parameters, source: pathlib.Path) -> Para
             raise UserError(f"{source} holds {name}, which this model does not have; change config.model to fit.")
         if np.shape(value) != np.shape(new[name]):
             raise UserError(
-                f"{name} has shape {np.shape(value)} in {source} and {np.shape(new[name])} in this model; change config.model "
-                "to fit."
+                f"{name} has shape {np.shape(value)} in {source} and {np.shape(new[name])} in this model; change "
+                "config.model to fit."
             )
     anew = sorted(new.keys() - old.keys())
     if anew:

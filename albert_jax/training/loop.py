@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training run: data, mesh, state, then step, log, evaluate and save until the end or an interruption."""
 
+import collections
 import dataclasses
 import logging
 import math
@@ -38,10 +39,11 @@ from albert_jax.training.step import (
 from albert_jax.training.telemetry import Telemetry, last_evaluation
 
 _log = logging.getLogger(__name__)
+STEPS_IN_FLIGHT = 2
 EVALUATION_SEED = 0  # no part of the config: runs with other seeds are compared on the same masks
 
 
-# --- data ---------------------------------------------------------------------------------------------------------------
+# --- data -------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,13 @@ def open_data(config: ml_collections.ConfigDict) -> Data:
         plan = cached_plan(store, vocabulary.starts_word, settings)
         _log.info("%s: %s.", split, plan.describe(settings))
         streams[split] = PretrainingStream(
-            store, plan, settings, vocabulary, seed=seed, longest_ngram=config.masking.max_ngram, shuffle=split == "train"
+            store,
+            plan,
+            settings,
+            vocabulary,
+            seed=seed,
+            longest_ngram=config.masking.max_ngram,
+            shuffle=split == "train",
         )
     return Data(streams["train"], streams["validation"], vocabulary, streams["train"].store.unigrams)
 
@@ -94,8 +102,8 @@ def open_data(config: ml_collections.ConfigDict) -> Data:
 def rows_per_step(config: ml_collections.ConfigDict, stream: PretrainingStream, devices: int) -> int:
     """How many rows one optimizer step consumes.
 
-    A batch that is given in examples is turned into rows by the plan's mean, rounded to a power of two or a small multiple
-    of one (so by less than 2 %), whatever the mesh, so that the same run goes on elsewhere.
+    A batch that is given in examples is turned into rows by the plan's mean, rounded to a power of two or a small
+    multiple of one (so by less than 2 %), whatever the mesh, so that the same run goes on elsewhere.
 
     Raises:
       UserError: where the rows cannot be split evenly, or the corpus is smaller than the batch.
@@ -111,18 +119,18 @@ def rows_per_step(config: ml_collections.ConfigDict, stream: PretrainingStream, 
         _log.info("a batch of %s examples is %s rows.", f"{size:,}", f"{rows:,}")
     if rows % (devices * parts):
         raise UserError(
-            f"a batch of {rows} rows cannot be split over {devices} devices x {parts} micro-batches; make batch.size (in "
-            f"{unit}) a multiple of {devices * parts}, or change mesh.data or batch.accumulation."
+            f"a batch of {rows} rows cannot be split over {devices} devices x {parts} micro-batches; make batch.size "
+            f"(in {unit}) a multiple of {devices * parts}, or change mesh.data or batch.accumulation."
         )
     if rows > stream.plan.rows:
         raise UserError(
-            f"the training split has {stream.plan.rows} rows of {config.data.sequence_length} slots, fewer than the batch's "
-            f"{rows}; lower batch.size or build the data set from more text."
+            f"the training split has {stream.plan.rows} rows of {config.data.sequence_length} slots, fewer than the "
+            f"batch's {rows}; lower batch.size or build the data set from more text."
         )
     return rows
 
 
-# --- the run --------------------------------------------------------------------------------------------------------------
+# --- the run ----------------------------------------------------------------------------------------------------------
 
 
 def _identity(config: ml_collections.ConfigDict, data: Data, rows: int) -> dict[str, Any]:
@@ -188,9 +196,7 @@ class Run:
     def _flops_per_step(self) -> float:
         c = self.config
         model = AlbertConfig.from_dict(c.model.to_dict())
-        return self.rows * model.train_flops_per_row(
-            c.data.sequence_length, c.masking.slots, c.data.examples_per_row
-        )
+        return self.rows * model.train_flops_per_row(c.data.sequence_length, c.masking.slots, c.data.examples_per_row)
 
     def train(self, interruption: Interruption) -> bool:
         """Trains until `config.steps` or an interruption, which is answered by a durable checkpoint.
@@ -215,7 +221,7 @@ class Run:
         c, saved = self.config, self.step
         evaluated = last_evaluation(self.workdir)
         tokens, waited, began = 0, loader.waited, time.perf_counter()
-        batches = iter(loader)
+        batches, in_flight = iter(loader), collections.deque[jax.Array]()
         while True:
             done = self.step == c.steps
             if self.step and self.step % c.log.every == 0 and tokens:
@@ -239,8 +245,12 @@ class Run:
             self.position, batch = next(batches)
             tokens += int(np.count_nonzero(batch.example_ids))
             placed = place_batch(batch, self.mesh)
-            with jax.transfer_guard("disallow"):  # a step must not wait for the host, nor the host for it
-                self.state = self._train_step(self.state, placed)
+            with jax.transfer_guard("disallow"):  # a step takes nothing from the host but its rows
+                self.state, number = self._train_step(self.state, placed)
+            # The host stays at most this far ahead: the device never runs dry, and rates and waits measure its pace.
+            in_flight.append(number)
+            if len(in_flight) > STEPS_IN_FLIGHT:
+                in_flight.popleft().block_until_ready()
             self.step, self.position = self.step + 1, self.position + self.rows
 
     def _log(self, tokens: int, seconds: float, wait: float) -> None:

@@ -37,7 +37,7 @@ def count_targets(batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 
 def _score(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Summed cross-entropy in nats, number right and number of targets of float32 logits [..., C] and int labels [...]."""
+    """Summed cross-entropy in nats, hits and targets of float32 logits [..., C] under int labels [...]."""
     real = labels != IGNORED_LABEL
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(real, labels, 0))
     right = real & (jnp.argmax(logits, axis=-1) == labels)
@@ -64,7 +64,7 @@ def evaluate_rows(
         batch.cls_positions,
         dropout_keys,
     )
-    real_slots = jnp.sum(batch.example_ids > 0, dtype=jnp.float32)
+    real_slots = jnp.sum(batch.example_ids != 0, dtype=jnp.float32)
     return Totals(*_score(logits.mlm, batch.mlm_labels), *_score(logits.sop, batch.sop_labels), real_slots)
 
 

@@ -14,7 +14,8 @@ from albert_jax.model import Parameters
 def learning_rate_schedule(optimizer: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
     """Linear warm-up from zero to the peak, then polynomial decay to zero at `steps`.
 
-    The original's decay counts from step 0, so that its rate falls by 2.5 % where the warm-up ends; here the curves meet.
+    The original's decay counts from step 0, so that its rate falls by 2.5 % where the warm-up ends; here the curves
+    meet.
 
     Args:
       optimizer: `config.optimizer`: learning_rate, warmup_steps, decay_power.
@@ -49,9 +50,10 @@ def decayed(parameters: Parameters) -> Any:
 def make_optimizer(optimizer: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:
     """The optimizer that a config names.
 
-    'lamb' is algorithm 2 of You et al. 2019 (arXiv 1904.00962) with bias correction and the identity for phi: each matrix
-    moves by learning_rate * |w| / |u| * u, with u the Adam direction plus weight_decay * w; excluded parameters move by
-    plain Adam. 'adamw' is the same without the ratio. Gradients are clipped before, by the global norm of the whole batch.
+    'lamb' is algorithm 2 of You et al. 2019 (arXiv 1904.00962) with bias correction and the identity for phi: each
+    matrix moves by learning_rate * |w| / |u| * u, with u the Adam direction plus weight_decay * w; excluded parameters
+    move by plain Adam. 'adamw' is the same without the ratio. Gradients are clipped before, by the global norm of the
+    whole batch.
 
     Args:
       optimizer: `config.optimizer`.

@@ -8,7 +8,8 @@ import ml_collections
 from albert_jax.config import AlbertConfig
 from albert_jax.errors import UserError
 
-# Fields that a resumed run may change: they alter neither the stream of examples nor the arithmetic of a step. Every other
+# Fields that a resumed run may change: they alter neither the stream of examples nor the arithmetic of a step. Every
+# other
 # field belongs to the run: resuming with another value is refused (albert_jax/training/checkpoint.py).
 RESUMABLE_FIELDS = (
     "data.path",  # the data set may have moved; its fingerprint may not have changed

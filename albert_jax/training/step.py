@@ -98,9 +98,9 @@ def batch_gradient(
 ) -> Callable[[Parameters, jax.Array, Batch], tuple[Parameters, Totals]]:
     """The gradient of the mean loss over a batch that is split over the mesh and into micro-batches.
 
-    Each device sums over its micro-batches, then one reduction sums over the devices: targets are counted beforehand over
-    the whole batch, so the sum is the gradient of the global mean, whatever the split. Written with `shard_map` because the
-    partitioner, left to itself, reduces the tied table twice and reduces every micro-batch.
+    Each device sums over its micro-batches, then one reduction sums over the devices: targets are counted beforehand
+    over the whole batch, so the sum is the gradient of the global mean, whatever the split. Written with `shard_map`
+    because the partitioner, left to itself, reduces the tied table twice and reduces every micro-batch.
 
     Args:
       config: the run's.
@@ -134,7 +134,9 @@ def batch_gradient(
     return jax.shard_map(local, mesh=mesh, in_specs=(everywhere, everywhere, rows), out_specs=everywhere)
 
 
-def make_train_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable[[TrainState, Batch], TrainState]:
+def make_train_step(
+    config: ml_collections.ConfigDict, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
     """Compiles one optimizer step; the state that is passed in is used up.
 
     Args:
@@ -142,12 +144,13 @@ def make_train_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable[[
       mesh: with the axis `data`.
 
     Returns:
-      A jitted function of (state, batch), state on every device and rows split over the data axis.
+      A jitted function of (state, batch), state on every device and rows split over the data axis, that gives the new
+      state and the number of its step, an array that stays valid while later steps use the state up.
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
     gradient_of = batch_gradient(config, mesh)
 
-    def step(state: TrainState, batch: Batch) -> TrainState:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
         gradient, totals = gradient_of(state.params, state.step, batch)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         mlm_count, sop_count = jnp.maximum(totals.mlm_count, 1), jnp.maximum(totals.sop_count, 1)
@@ -161,12 +164,8 @@ def make_train_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable[[
             real_share=totals.real_slots / batch.input_ids.size,
             steps=jnp.ones((), jnp.float32),
         )
-        return TrainState(
-            optax.apply_updates(state.params, updates),
-            opt_state,
-            state.step + 1,
-            jax.tree.map(jnp.add, state.sums, measured),
-        )
+        params, sums = optax.apply_updates(state.params, updates), jax.tree.map(jnp.add, state.sums, measured)
+        return TrainState(params, opt_state, state.step + 1, sums), state.step + 1
 
     everywhere = replicated(mesh)
     return jax.jit(step, in_shardings=(everywhere, by_rows(mesh)), out_shardings=everywhere, donate_argnums=0)

@@ -37,8 +37,8 @@ class Telemetry:
 
     A line of `metrics.jsonl` is one JSON object: `step`, `kind` ('train' or 'eval'), the values, and under `timing`
     what the wall clock had a part in. Without `timing`, two runs of the same configuration give the same values: floats
-    are written in full; non-finite ones as Python's json writes them, `NaN` and `Infinity`. A run that goes on adds a line
-    of kind 'resume' at the restored step.
+    are written in full; non-finite ones as Python's json writes them, `NaN` and `Infinity`. A run that goes on adds a
+    line of kind 'resume' at the restored step.
 
     Args:
       workdir: receives `metrics.jsonl` and `tensorboard/`.
@@ -196,8 +196,8 @@ def drop_later_records(path: pathlib.Path, step: int) -> None:
 def last_evaluation(workdir: str | os.PathLike[str]) -> int:
     """The newest step whose evaluation is recorded in a workdir's `metrics.jsonl`, 0 where there is none."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
-    records = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else iter(())
-    return max((record["step"] for record in records if record["kind"] == "eval"), default=0)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return max((record["step"] for record in map(json.loads, lines) if record["kind"] == "eval"), default=0)
 
 
 def _plain(value: Any) -> float | int:
