@@ -10,15 +10,17 @@ The rules, in order (those of transformers 4's slow tokenizer; Google's code dif
 5. SentencePiece: its own normalizer (nmt_nfkc), then the unigram model;
 6. a piece that ends in a comma after a digit is split before the comma: `▁2000,` is `▁2000` and `,`.
 
-The one known difference between the two: SentencePiece adds up scores in float32 along the whole text, the Rust library
-in float64 word by word, so of two segmentations of a word whose scores are within about 1e-4 of each other they may
-take different ones far into a long text (seen in 2 of 52,000 English paragraphs, in none of 17,000 sentences).
+The one known difference between the two is in ties: SentencePiece adds up scores in float32 along the whole text, the
+Rust library in float64 word by word, so of two segmentations of a word whose scores are within about 1e-4 of each other
+they may take different ones (2 of 52,000 English paragraphs, none of 17,000 sentences; and rows of one character, where
+the same pieces can stand in any order).
 """
 
 import abc
 import base64
 import functools
 import json
+import logging
 import pathlib
 import re
 import shutil
@@ -41,6 +43,7 @@ WORD_START = "▁"
 _ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
 
 _SPECIAL_PATTERN = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
+_log = logging.getLogger(__name__)
 # A score that no path through a word can afford, whatever the vocabulary.
 _NEVER = -100.0
 
@@ -158,10 +161,10 @@ class _AlbertTokenizerBase(abc.ABC):
         """Writes spiece.model, tokenizer.json and tokenizer_config.json, which transformers 4 and 5 both read right.
 
         Exceptions, where of theirs only transformers 4's slow tokenizer, which reads spiece.model, agrees with ours:
-        the Rust library works by grapheme, with older Unicode tables, and knows no pieces that text cannot reach. About
-        70 letters younger than Unicode 9; a special token spelled in full-width letters; with `keep_accents`, a mark
-        after a modifier letter, or three marks on one letter; digits around commas in a vocabulary trained with
-        `split_by_number=false`; and the float32 ties of the module's docstring.
+        about 70 letters younger than Unicode 9, a special token spelled in full-width letters, and, with
+        `keep_accents`, a mark after a modifier letter or three marks on one letter (the Rust library works by grapheme,
+        with older Unicode tables, and knows no pieces that text cannot reach); ties, see the module's docstring; and
+        numbers in a vocabulary with pieces like `1,`, of which a warning tells (see `unglue_number_commas`).
 
         Args:
           directory: made if need be; files of these names are replaced.
@@ -178,9 +181,19 @@ class _AlbertTokenizerBase(abc.ABC):
         elif self.vocab_file.resolve() != files[0].resolve():
             shutil.copyfile(self.vocab_file, files[0])
         _hub_tokenizer(self._proto, self.do_lower_case, self.keep_accents).save(str(files[1]), pretty=False)
+        self._warn_of_glued_numbers()
         settings = json.dumps(_hub_settings(self.do_lower_case, self.keep_accents, model_max_length), indent=2)
         files[2].write_text(settings + "\n", encoding="utf-8")
         return files
+
+    def _warn_of_glued_numbers(self) -> None:
+        glued = [p.piece for p in self._proto.pieces if _is_number_comma(p.piece) and p.score > _NEVER]
+        glued = [piece for piece in glued if not piece.startswith(WORD_START)]
+        if glued:
+            message = (
+                "%s has %d pieces like %r: transformers' fast tokenizers may segment numbers before commas differently."
+            )
+            _log.warning(message, self.vocab_file, len(glued), glued[0])
 
 
 class AlbertTokenizer(_AlbertTokenizerBase):
@@ -250,6 +263,25 @@ class AlbertTokenizerFast(_AlbertTokenizerBase):
             parts = parts if piece.startswith(WORD_START) else _without_word_start(parts)
             table[i] = self.convert_tokens_to_ids([*parts, ","])
         return table
+
+
+def unglue_number_commas(model: bytes) -> bytes:
+    """Puts a new vocabulary's pieces like `1,` out of reach: rule 6 would split them anyway.
+
+    With them in reach SentencePiece may choose `▁`, `1,` for a number where a pipeline without rule 6, such as
+    transformers' fast tokenizers, finds `▁1`, `,`. Without them all agree.
+
+    Args:
+      model: a spiece.model's bytes.
+
+    Returns:
+      The same with these pieces' scores lowered; ids do not change.
+    """
+    proto = _ModelProto.FromString(model)
+    for piece in proto.pieces:
+        if _is_number_comma(piece.piece):
+            piece.score = _NEVER
+    return proto.SerializeToString()
 
 
 def _is_number_comma(piece: str) -> bool:

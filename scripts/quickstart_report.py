@@ -1,0 +1,99 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Says what a quickstart run reached: masked words against unigrams, sentence order against chance, the resumed step.
+
+python scripts/quickstart_report.py --workdir=runs/quickstart/train
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+MLM_GAIN = 0.3  # nats below the unigram cross-entropy
+SOP_PAIRS = 2000  # validation pairs that the interval must rest on
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The records of a run so far; a line that is still being written is left out."""
+    file = workdir / "metrics.jsonl"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def goal(name: str, figure: str, wanted: str, met: bool) -> str:
+    """One line that says whether a goal was met."""
+    return f"  {name}: {figure} (goal: {wanted}) {'reached' if met else 'NOT REACHED'}"
+
+
+def report(workdir: pathlib.Path, seconds: float | None) -> str:
+    """The closing figures of a run, a line each."""
+    records = read_metrics(workdir)
+    last = [record for record in records if record["kind"] == "eval"][-1]
+    resumed = [record["step"] for record in records if record["kind"] == "resume"]
+    gain = last["eval_unigram_loss"] - last["eval_mlm_loss"]
+    sop = last["eval_sop_low"] > 0.5 and last["eval_sop_count"] >= SOP_PAIRS
+    lines = [
+        f"Step {last['step']}, resumed at step {', '.join(map(str, resumed)) or 'none'}"
+        + (f", trained in {seconds:.0f} s with both starts:" if seconds else ":"),
+        f"  validation: {last['eval_mlm_count']:,} masked words, {last['eval_sop_count']:,} sentence pairs",
+        f"  MLM loss {last['eval_mlm_loss']:.3f} nats, accuracy {last['eval_mlm_accuracy']:.1%}; "
+        f"add-one unigrams of the training text on the same words: {last['eval_unigram_loss']:.3f} nats",
+        goal("MLM below unigrams", f"{gain:.3f} nats", f"at least {MLM_GAIN}", gain >= MLM_GAIN),
+        goal(
+            "SOP accuracy",
+            f"{last['eval_sop_accuracy']:.1%}, 95 % interval {last['eval_sop_low']:.1%} to {last['eval_sop_high']:.1%}",
+            f"interval above 50 % over at least {SOP_PAIRS:,} pairs",
+            sop,
+        ),
+    ]
+    if not sop:
+        lines.append(f"  a linear bag-of-words probe on the same data: {probe(workdir):.1%}")
+    return "\n".join(lines)
+
+
+def probe(workdir: pathlib.Path) -> float:
+    """Sentence-order accuracy of logistic regression on which words stand in the first and in the second segment."""
+    import numpy as np
+    import scipy.sparse
+    from ml_collections import ConfigDict
+    from sklearn.linear_model import LogisticRegression
+
+    from albert_jax.data.stream import IGNORED, PretrainingStream
+    from albert_jax.training.loop import open_data
+
+    data = open_data(ConfigDict(json.loads((workdir / "run.json").read_text(encoding="utf-8"))["config"]))
+
+    def features(stream: PretrainingStream) -> tuple[Any, np.ndarray]:
+        batch = stream.batch(0, stream.plan.rows)
+        ids, pieces = batch.input_ids.copy(), data.vocabulary.size
+        row, slot = np.nonzero(batch.mlm_labels != IGNORED)
+        ids[row, batch.mlm_positions[row, slot]] = batch.mlm_labels[row, slot]
+        real = batch.example_ids > 0
+        example = np.arange(len(ids))[:, None] * batch.sop_labels.shape[1] + batch.example_ids - 1
+        column = ids + batch.token_type_ids * pieces
+        shape = (batch.sop_labels.size, 2 * pieces)
+        words = scipy.sparse.csr_matrix((np.ones(real.sum()), (example[real], column[real])), shape=shape)
+        labels = batch.sop_labels.ravel()
+        return words[labels != IGNORED].sign(), labels[labels != IGNORED]
+
+    return float(LogisticRegression(C=0.1, max_iter=300).fit(*features(data.train)).score(*features(data.validation)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the report, or with --reached only answers by the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of the training run")
+    parser.add_argument("--seconds", type=float, help="how long the training took, to be printed")
+    parser.add_argument("--reached", type=int, help="print nothing; exit 0 if this step is logged, 1 if not yet")
+    chosen = parser.parse_args(arguments)
+    if chosen.reached is not None:
+        return 0 if any(record["step"] >= chosen.reached for record in read_metrics(chosen.workdir)) else 1
+    print(report(chosen.workdir, chosen.seconds))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
