@@ -8,10 +8,12 @@ was interrupted. Exit status: 0 finished, 75 interrupted and saved (run it again
 error.
 """
 
+import errno
 import logging
 import os
 import pathlib
 import sys
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -26,6 +28,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory for checkpoints, metrics and TensorBoard events")
 
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
 
 def parse(arguments: list[str]) -> list[str]:
     """Parses the flags and makes every mistake in them a UserError."""
@@ -36,11 +40,26 @@ def parse(arguments: list[str]) -> list[str]:
     except (flags.Error, OSError) as e:
         # ml_collections quotes the traceback of a config file that refuses its variant; its last line says why.
         raise UserError(str(e).strip().splitlines()[-1].split("UserError: ")[-1].strip()) from e
+    except (AttributeError, ImportError, SyntaxError, TypeError) as e:
+        named = next((argument for argument in arguments if argument.startswith("--config=")), "--config")
+        raise UserError(
+            f"{named} cannot be loaded ({type(e).__name__}: {e}); give a Python file with get_config(), as in configs/."
+        ) from e
     if rest[1:]:
         raise UserError(f"{rest[1]!r} is not a flag; every setting is given as --name=value.")
     if config is None or not _WORKDIR.value:
         raise UserError("train.py needs --config=configs/NAME.py and --workdir=DIRECTORY.")
     return rest
+
+
+def _report(unraisable: Any) -> None:
+    """Python's report of an error that nothing can catch, but for the echoes of a failed write.
+
+    Where a disk is full, several writes fail at once. Orbax raises the first one's error and closes its event loop; the
+    threads of the others then find it closed, which tells nobody anything.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def main(arguments: list[str]) -> int:
@@ -49,11 +68,20 @@ def main(arguments: list[str]) -> int:
     # Imported here because JAX and TFDS take seconds to load, and a misspelt flag should not have to wait for them.
     from albert_jax.training.loop import Run
 
-    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax tells every file that it opens
+    sys.unraisablehook = _report
+    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax tells every file that it opens and every error it raises
     logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("albert_jax").setLevel(logging.INFO)
-    with Interruption() as interruption:
-        finished = Run(_CONFIG.value, pathlib.Path(str(_WORKDIR.value))).train(interruption)
+    workdir = pathlib.Path(str(_WORKDIR.value))
+    try:
+        with Interruption() as interruption:
+            finished = Run(_CONFIG.value, workdir).train(interruption)
+    except OSError as e:  # metrics and events; checkpoints speak for themselves
+        if e.errno not in _UNWRITABLE and not str(e.filename).startswith(str(workdir)):
+            raise
+        raise UserError(
+            f"the workdir {workdir} cannot be written ({e.strerror}); make room there or choose another --workdir."
+        ) from e
     return 0 if finished else EXIT_INTERRUPTED
 
 

@@ -10,10 +10,10 @@ The rules, in order (those of transformers 4's slow tokenizer; Google's code dif
 5. SentencePiece: its own normalizer (nmt_nfkc), then the unigram model;
 6. a piece that ends in a comma after a digit is split before the comma: `▁2000,` is `▁2000` and `,`.
 
-The one known difference between the two is in ties: SentencePiece adds up scores in float32 along the whole text, the
-Rust library in float64 word by word, so of two segmentations of a word whose scores are within about 1e-4 of each other
-they may take different ones (2 of 52,000 English paragraphs, none of 17,000 sentences; and rows of one character, where
-the same pieces can stand in any order).
+The one known difference between the two is in ties, and only in vocabularies that did not go through `settle_scores`:
+SentencePiece adds up scores in float32 along the whole text, the Rust library in float64 word by word, so of two
+segmentations whose scores are within about 1e-4 of each other they may take different ones (with the published English
+vocabulary 2 of 52,000 paragraphs, none of 17,000 sentences).
 """
 
 import abc
@@ -161,10 +161,12 @@ class _AlbertTokenizerBase(abc.ABC):
         """Writes spiece.model, tokenizer.json and tokenizer_config.json, which transformers 4 and 5 both read right.
 
         Exceptions, where of theirs only transformers 4's slow tokenizer, which reads spiece.model, agrees with ours:
-        about 70 letters younger than Unicode 9, a special token spelled in full-width letters, and, with
-        `keep_accents`, a mark after a modifier letter or three marks on one letter (the Rust library works by grapheme,
-        with older Unicode tables, and knows no pieces that text cannot reach); ties, see the module's docstring; and
-        numbers in a vocabulary with pieces like `1,`, of which a warning tells (see `unglue_number_commas`).
+
+        - about 70 letters younger than Unicode 9, and a special token spelled in full-width letters; with
+          `keep_accents`, a mark after a modifier letter and several marks on one letter. The Rust library works by
+          grapheme, with older Unicode tables, and knows no pieces that text cannot reach.
+        - in vocabularies that did not go through `settle_scores`, ties, and numbers where there are pieces like `1,`,
+          of which a warning tells.
 
         Args:
           directory: made if need be; files of these names are replaced.
@@ -265,22 +267,23 @@ class AlbertTokenizerFast(_AlbertTokenizerBase):
         return table
 
 
-def unglue_number_commas(model: bytes) -> bytes:
-    """Puts a new vocabulary's pieces like `1,` out of reach: rule 6 would split them anyway.
+def settle_scores(model: bytes) -> bytes:
+    """Rounds a new vocabulary's scores so that every program that reads it finds the same segmentations.
 
-    With them in reach SentencePiece may choose `▁`, `1,` for a number where a pipeline without rule 6, such as
-    transformers' fast tokenizers, finds `▁1`, `,`. Without them all agree.
+    Scores become multiples of 2**-10: their sums are then exact in float32 and in float64 alike, and order decides
+    ties, not rounding. Pieces like `1,` are put out of reach, for rule 6 would split them anyway: with them in reach
+    SentencePiece may choose `▁`, `1,` for a number where a pipeline without rule 6, as transformers' fast tokenizers
+    have, finds `▁1` and `,`.
 
     Args:
       model: a spiece.model's bytes.
 
     Returns:
-      The same with these pieces' scores lowered; ids do not change.
+      The same with other scores; pieces and ids do not change.
     """
     proto = _ModelProto.FromString(model)
     for piece in proto.pieces:
-        if _is_number_comma(piece.piece):
-            piece.score = _NEVER
+        piece.score = _NEVER if _is_number_comma(piece.piece) else round(piece.score * 1024) / 1024
     return proto.SerializeToString()
 
 
@@ -386,11 +389,11 @@ def _check_specials(first: Sequence[str], path: pathlib.Path) -> None:
 def _scores(proto: Any) -> list[float]:
     """Scores with which the Rust library finds SentencePiece's paths.
 
-    SentencePiece scores a user-defined symbol by its length in bytes and the best score of the vocabulary, not by what
-    the file says.
+    SentencePiece scores a user-defined symbol not by what the file says but by -0.1 plus, for each byte, the best score
+    of the vocabulary where that is above zero, which in a trained vocabulary it is not.
     """
     best = max((p.score for p in proto.pieces if p.type == p.NORMAL), default=0.0)
-    return [len(p.piece.encode()) * best - 0.1 if p.type == p.USER_DEFINED else p.score for p in proto.pieces]
+    return [len(p.piece.encode()) * max(best, 0.0) - 0.1 if p.type == p.USER_DEFINED else p.score for p in proto.pieces]
 
 
 def _segmenter(proto: Any) -> tokenizers.Tokenizer:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from albert_jax.errors import UserError
-from albert_jax.tokenization import AlbertTokenizerFast
+from albert_jax.tokenization import AlbertTokenizer
 from pretrain_data.builder import build, check_output
 from pretrain_data.corpora import Source, open_sources
 from pretrain_data.progress import documents_of
@@ -151,7 +151,7 @@ def _build(arguments: argparse.Namespace) -> int:
     check_output(arguments.out, arguments.overwrite)
     # True and False are said, not None, so that a tokenizer_config.json beside the model cannot change the cleaning
     # unseen.
-    tokenizer = AlbertTokenizerFast.from_pretrained(
+    tokenizer = AlbertTokenizer.from_pretrained(
         arguments.vocab, do_lower_case=not arguments.cased, keep_accents=arguments.keep_accents
     )
     started = time.monotonic()

@@ -17,7 +17,7 @@ import numpy as np
 
 import albert_jax
 from albert_jax.errors import UserError
-from albert_jax.tokenization import AlbertTokenizerFast
+from albert_jax.tokenization import AlbertTokenizer
 from pretrain_data import shards
 from pretrain_data.corpora import Document, Source
 from pretrain_data.holdout import Holdout
@@ -74,7 +74,7 @@ class Report:
 
 def build(
     sources: Sequence[Source],
-    tokenizer: AlbertTokenizerFast,
+    tokenizer: AlbertTokenizer,
     out: Path,
     *,
     splitter: SentenceSplitter,
@@ -203,7 +203,7 @@ def _batches(sources: list[Source], splitter: SentenceSplitter) -> Iterator[list
 
 def _write_shards(
     sources: list[Source],
-    tokenizer: AlbertTokenizerFast,
+    tokenizer: AlbertTokenizer,
     splitter: SentenceSplitter,
     holdout: Holdout,
     folder: Path,
@@ -286,7 +286,7 @@ def _compare(found: dict[str, dict[str, Any]], written: dict[str, str], report: 
 def _manifest(
     vocabulary: Path,
     sources: Sequence[Source],
-    tokenizer: AlbertTokenizerFast,
+    tokenizer: AlbertTokenizer,
     found: dict[str, dict[str, Any]],
     report: Report,
 ) -> dict[str, Any]:

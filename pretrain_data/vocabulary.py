@@ -11,7 +11,7 @@ from pathlib import Path
 import sentencepiece
 
 from albert_jax.errors import UserError
-from albert_jax.tokenization import clean
+from albert_jax.tokenization import clean, settle_scores
 
 CONTROL_SYMBOLS = ("[CLS]", "[SEP]", "[MASK]")
 USER_SYMBOLS = ("(", ")", '"', "-", ".", "–", "£", "€")
@@ -84,7 +84,7 @@ def train_vocabulary(
         )
     except (RuntimeError, OSError) as error:
         raise _trainer_error(error, size, report) from error
-    _write(out, model.getvalue())
+    _write(out, settle_scores(model.getvalue()))
     return report
 
 

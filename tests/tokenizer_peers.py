@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokenizes with the transformers of the environment that runs this: python tokenizer_peers.py DIRECTORY SLOW < JSON.
+"""Tokenizes with the transformers of the environment that runs this: python tokenizer_peers.py DIRECTORY < JSON.
 
-Reads a JSON list of texts and [text, pair] lists from standard input, writes one of [input_ids, token_type_ids].
-SLOW is 1 for transformers 4's SentencePiece-based AlbertTokenizer and 0 for AutoTokenizer.
+Reads a JSON list of texts and [text, pair] lists from standard input. Writes an object: the class of a tokenizer -> its
+list of [input_ids, token_type_ids]. "auto" is AutoTokenizer, "slow" transformers 4's AlbertTokenizer.
 """
 
 import json
@@ -12,16 +12,16 @@ import transformers
 
 
 def main() -> None:
-    directory, slow = sys.argv[1], sys.argv[2] == "1"
-    if slow:
-        tokenizer = transformers.AlbertTokenizer.from_pretrained(directory)
-        assert hasattr(tokenizer, "sp_model"), "this is not transformers 4's slow tokenizer"
-    else:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    answers = []
-    for item in json.load(sys.stdin):
-        encoded = tokenizer(*([item] if isinstance(item, str) else item))
-        answers.append([encoded["input_ids"], encoded["token_type_ids"]])
+    """Asks every tokenizer that this version of transformers has."""
+    directory, texts = sys.argv[1], json.load(sys.stdin)
+    tokenizers = {"auto": transformers.AutoTokenizer.from_pretrained(directory)}
+    if transformers.__version__.startswith("4."):
+        tokenizers["slow"] = transformers.AlbertTokenizer.from_pretrained(directory)
+        assert hasattr(tokenizers["slow"], "sp_model"), "this is not the tokenizer that runs SentencePiece"
+    answers: dict[str, list[list[list[int]]]] = {}
+    for name, tokenizer in tokenizers.items():
+        encoded = (tokenizer(*([item] if isinstance(item, str) else item)) for item in texts)
+        answers[name] = [[e["input_ids"], e["token_type_ids"]] for e in encoded]
     json.dump(answers, sys.stdout)
 
 

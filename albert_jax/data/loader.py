@@ -57,6 +57,7 @@ class Loader:
             item = self._queue.get()
             self.waited += time.perf_counter() - began
             if isinstance(item, BaseException):
+                self._queue.put(item)  # the thread has ended: who asks again is told again, and does not wait forever
                 raise item
             yield item
 

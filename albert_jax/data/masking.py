@@ -56,7 +56,7 @@ def choose_words(
     ordinal = np.arange(len(word_lengths)) - example_words[example]
     # Sorting by (example, random) in one integer: 2**24 examples, 40 random bits.
     priority = counter_rng.bits(keys[example], ordinal, _ORDER) >> np.uint64(24)
-    visits = np.argsort((example.astype(np.uint64) << np.uint64(40)) | priority)
+    visits = np.argsort((example.astype(np.uint64) << np.uint64(40)) | priority, kind="stable")  # a tie is no chance
     thresholds = np.cumsum(ngram_probabilities(longest))[:-1]
     drawn = 1 + np.searchsorted(thresholds, counter_rng.uniform(keys[example], ordinal, _LENGTH), side="right")
     drawn = np.minimum(drawn, words_left)

@@ -19,12 +19,12 @@ import numpy as np
 
 from albert_jax.data import counter_rng
 from albert_jax.data.masking import mask_budget
-from albert_jax.data.store import TextStore
+from albert_jax.data.store import TextStore, map_array
 from albert_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-VERSION = 1  # raise it when a change here changes plans
+VERSION = 2  # raise it when a change here changes plans
 _SHORT, _TARGET, _ORDER = range(200, 203)
 
 
@@ -222,15 +222,13 @@ def pack_lengths(counts: np.ndarray, settings: PlanSettings) -> list[tuple[Patte
         for space in sorted(s for s in by_space if s >= length):
             group = by_space.pop(space)
             for pattern, used, rows in group:
-                fit = min(space // length, settings.examples - len(pattern), (settings.mask_slots - used) // need, left)
-                if fit <= 0:
+                most = min(space // length, settings.examples - len(pattern), (settings.mask_slots - used) // need)
+                while rows and (fit := min(most, left)) > 0:  # twice at most: full rows, then one with what is left
+                    full = min(rows, left // fit)
+                    put(pattern + (length,) * fit, used + need * fit, full)
+                    left, rows = left - full * fit, rows - full
+                if rows:
                     by_space.setdefault(space, []).append((pattern, used, rows))
-                    continue
-                full = min(rows, left // fit)
-                put(pattern + (length,) * fit, used + need * fit, full)
-                left -= full * fit
-                if rows > full:
-                    by_space.setdefault(space, []).append((pattern, used, rows - full))
         fit = min(settings.slots // length, settings.examples, settings.mask_slots // need)
         if left // fit:
             put((length,) * fit, need * fit, left // fit)
@@ -320,7 +318,7 @@ def cached_plan(store: TextStore, starts_word: np.ndarray, settings: PlanSetting
 def _load(place: pathlib.Path) -> Plan | None:
     try:
         names = [f.name for f in dataclasses.fields(Plan) if f.name != "digest"]
-        arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in names}
+        arrays = {name: map_array(place / f"{name}.npy") for name in names}
         digest = (place / "digest").read_text()
     except (OSError, ValueError):
         return None

@@ -103,19 +103,23 @@ class PretrainingStream:
 
     def _rows(self, epoch: int) -> np.ndarray:
         """The plan's rows in the order of an epoch; the latest order is kept."""
-        if self._order[0] != epoch:
+        known, rows = self._order  # read once: another thread may replace it
+        if known != epoch:
             rows = np.arange(self.plan.rows)
             if self.shuffle:
                 rows = np.argsort(counter_rng.bits(self.seed, _ROW_ORDER, epoch, rows), kind="stable")
             self._order = (epoch, rows)
-        return self._order[1]
+        return rows
 
     def examples_at(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Which examples `count` rows from `start` hold, int32 [count, P], -1 where unused, and the rows' epochs."""
         position = np.arange(start, start + count)
         epochs = position // self.plan.rows
-        pieces = [self._rows(int(epoch))[position[epochs == epoch] % self.plan.rows] for epoch in np.unique(epochs)]
-        return self.plan.row_examples[np.concatenate(pieces)], epochs
+        rows = np.zeros(count, np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            rows[here] = self._rows(int(epoch))[position[here] % self.plan.rows]
+        return self.plan.row_examples[rows], epochs
 
     def batch(self, start: int, count: int) -> Batch:
         """Rows `start` to `start + count` of the stream."""
@@ -187,7 +191,7 @@ class PretrainingStream:
         text = _ranges(halves, half_lengths)
         half = np.repeat(np.arange(len(halves)), half_lengths)
         starts = self.vocabulary.starts_word[ids[text]]
-        starts[np.append(True, half[1:] != half[:-1])] = True
+        starts[np.flatnonzero(np.diff(half, prepend=-1))] = True
         word_at = np.flatnonzero(starts)
         word_lengths = np.diff(np.append(word_at, len(text)))
         word_half = half[word_at]

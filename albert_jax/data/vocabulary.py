@@ -48,7 +48,8 @@ class Vocabulary:
             raise UserError(f"{path} is not a SentencePiece model ({str(e).splitlines()[0]}).") from e
         check_special_ids(processor, path)
         pieces = [processor.id_to_piece(i) for i in range(len(processor))]
-        ordinary = [i for i in range(len(pieces)) if not (processor.is_control(i) or processor.is_unknown(i))]
+        special = {*SPECIAL_IDS.values()}  # some vocabularies have them as user-defined symbols
+        ordinary = [i for i in range(len(pieces)) if not (i in special or processor.is_control(i))]
         return cls(
             size=len(pieces),
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(),

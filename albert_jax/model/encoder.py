@@ -130,7 +130,10 @@ class AlbertEncoder(nnx.Module):
                 x, outputs = group(x, bias, fold(keys, layer))
                 return x, jnp.stack(outputs) if output_hidden_states else None
 
-            x, states = jax.lax.scan(body, x, jnp.array(list(members)))
+            # Only the products of matrices are kept for the backward pass; what lies between them is computed again,
+            # which costs less than storing it for every layer.
+            kept = jax.checkpoint_policies.dots_saveable
+            x, states = jax.lax.scan(jax.checkpoint(body, policy=kept, prevent_cse=False), x, jnp.array(list(members)))
             if states is not None:
                 hidden.append(states.reshape(-1, *x.shape))
         return x, tuple(jnp.concatenate(hidden)) if output_hidden_states else None

@@ -7,6 +7,7 @@ A workdir holds `run.json`, which identifies the run (resolved config, data set,
 notice bytes that changed afterwards; the digests do.
 """
 
+import hashlib
 import json
 import logging
 import pathlib
@@ -98,12 +99,18 @@ def check_same_run(saved: dict[str, Any], current: dict[str, Any], workdir: str 
 def claim_workdir(workdir: pathlib.Path, identity: dict[str, Any]) -> None:
     """Writes `run.json` into a new workdir, or checks that an old one belongs to this run.
 
+    A workdir without any finished checkpoint is new: the corrected command may use what a failed first start left.
+
     Raises:
       UserError: where it belongs to another run or cannot be written.
     """
     file = workdir / "run.json"
-    if file.is_file():
-        check_same_run(json.loads(file.read_text(encoding="utf-8")), identity, workdir)
+    if file.is_file() and any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+        try:
+            saved = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as e:
+            raise UserError(f"{file} is damaged ({_first_line(e)}); restore it from a backup.") from e
+        check_same_run(saved, identity, workdir)
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -139,6 +146,12 @@ def digests(tree: Any) -> dict[str, str]:
     """A digest of each array: path -> 16 hexadecimal digits."""
     leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(_digest_leaves(tree)))[0]
     return {jax.tree_util.keystr(path): "".join(f"{int(word):08x}" for word in leaf) for path, leaf in leaves}
+
+
+def _seal(meta: dict[str, Any]) -> str:
+    """sha256 of everything in `meta` but the seal itself: a changed digit in the position would show nowhere else."""
+    rest = {name: value for name, value in meta.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 # --- saving and restoring ---------------------------------------------------------------------------------------------
@@ -206,6 +219,7 @@ class Checkpoints:
                 "position": position,
                 "digests": {"params": digests(params), "rest": digests(rest)},
             }
+            meta["seal"] = _seal(meta)
             items = ocp.args.Composite(
                 params=ocp.args.StandardSave(params),
                 rest=ocp.args.StandardSave(rest),
@@ -240,7 +254,7 @@ class Checkpoints:
     def restore(self, like: TrainState, mesh: Mesh) -> Restored | None:
         """The newest checkpoint that is whole, or None where there has never been one.
 
-        A damaged one is reported and set aside for the one before it.
+        A damaged one is reported and set aside for the one before it; where all are damaged, nothing is touched.
 
         Args:
           like: a state, or its shapes and dtypes, of the same structure.
@@ -250,6 +264,7 @@ class Checkpoints:
           UserError: where there are checkpoints and all are damaged.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged = []
         for step in steps:
             try:
                 restored = self._restore_step(step, like, mesh)
@@ -257,14 +272,16 @@ class Checkpoints:
                 _log.warning(
                     "checkpoint %s of %s is damaged (%s); trying the one before.", step, self.directory, _first_line(e)
                 )
-                self._set_aside(step)
+                damaged.append(step)
                 continue
+            for newer in damaged:
+                self._set_aside(newer)
             self._durable = step
             return restored
         if steps:
             raise UserError(
-                f"all checkpoints in {self.directory} are damaged (steps {', '.join(map(str, steps))}; set aside as "
-                "damaged-STEP); restore the directory from a backup, or choose another --workdir to start again."
+                f"all checkpoints in {self.directory} are damaged (steps {', '.join(map(str, steps))}); restore the "
+                "directory from a backup, or choose another --workdir to start again."
             )
         return None
 
@@ -276,7 +293,7 @@ class Checkpoints:
         self._manager.reload()
 
     def _restore_step(self, step: int, like: TrainState, mesh: Mesh) -> Restored:
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        meta = _load_meta(self._manager, step)
         place = replicated(mesh)
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like)
         rest = target._asdict()
@@ -288,6 +305,14 @@ class Checkpoints:
         """Waits for the last save and lets go of the directory."""
         self.wait()
         self._manager.close()
+
+
+def _load_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """Restores `meta` and compares it with its seal."""
+    meta: dict[str, Any] = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    if meta.get("seal") != _seal(meta):
+        raise _DamagedError("its meta is not what was saved")
+    return meta
 
 
 def _load_items(
@@ -333,7 +358,7 @@ def load_parameters(workdir: str | pathlib.Path, step: int | None = None) -> tup
         raise UserError(f"{directory} has no checkpoint {step or ''}; it has {steps or 'none'}.")
     step = steps[-1] if step is None else step
     try:
-        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        meta = _load_meta(manager, step)
         config = AlbertConfig.from_dict(meta["config"]["model"])
         shapes = nnx.eval_shape(lambda: parameters(FlaxAlbertForPreTraining(config, rngs=nnx.Rngs(0))))
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])

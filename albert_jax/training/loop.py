@@ -14,6 +14,7 @@ import jax
 import ml_collections
 import numpy as np
 from clu import parameter_overview
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from albert_jax.config import AlbertConfig
@@ -40,6 +41,16 @@ from albert_jax.training.telemetry import Telemetry, last_evaluation
 
 _log = logging.getLogger(__name__)
 STEPS_IN_FLIGHT = 2
+_LEAST = {
+    "steps": 1,
+    "data.prefetch": 1,
+    "log.every": 1,
+    "eval.every": 1,
+    "eval.rows": 0,
+    "checkpoint.every": 1,
+    "optimizer.weight_decay": 0,
+}
+_POSITIVE = ("optimizer.learning_rate", "optimizer.decay_power", "optimizer.eps", "optimizer.clip_norm")
 EVALUATION_SEED = 0  # no part of the config: runs with other seeds are compared on the same masks
 
 
@@ -130,6 +141,24 @@ def rows_per_step(config: ml_collections.ConfigDict, stream: PretrainingStream, 
     return rows
 
 
+def check_numbers(config: ml_collections.ConfigDict) -> None:
+    """Refuses numbers that are out of range and that nothing else would notice.
+
+    Raises:
+      UserError: naming the first one.
+    """
+    values = traverse_util.flatten_dict(config.to_dict(), sep=".")
+    for name, least in _LEAST.items():
+        if not values[name] >= least:
+            raise UserError(f"{name} must be at least {least}, not {values[name]}.")
+    for name in _POSITIVE:
+        if not 0 < values[name] < math.inf:
+            raise UserError(f"{name} must be positive, not {values[name]}.")
+    for name in ("optimizer.b1", "optimizer.b2"):
+        if not 0 <= values[name] < 1:
+            raise UserError(f"{name} must lie in [0, 1), not {values[name]}.")
+
+
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
@@ -159,13 +188,14 @@ class Run:
     """
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path):
+        check_numbers(config)
         self.config, self.workdir = config, workdir
         self.data = open_data(config)
         self.mesh: Mesh = make_mesh(config.mesh.data)
         self.rows = rows_per_step(config, self.data.train, self.mesh.size)
         identity = _identity(config, self.data, self.rows)
         claim_workdir(workdir, identity)
-        shutil.copyfile(pathlib.Path(config.data.path) / "spiece.model", workdir / "spiece.model")
+        self._copy_vocabulary()
         self.checkpoints = Checkpoints(workdir, config.checkpoint.keep, identity)
         self.state, self.position = self._restore_or_start()
         self.step = int(self.state.step)
@@ -182,6 +212,11 @@ class Run:
         )
         self._train_step = make_train_step(config, self.mesh)
         self._read_sums = make_read_sums(config, self.mesh)
+
+    def _copy_vocabulary(self) -> None:
+        source, target = pathlib.Path(self.config.data.path) / "spiece.model", self.workdir / "spiece.model"
+        if not target.is_file() or target.read_bytes() != source.read_bytes():  # a full disk must not cost the old one
+            shutil.copyfile(source, target)
 
     def _restore_or_start(self) -> tuple[TrainState, int]:
         shapes = jax.eval_shape(lambda: initial_state(self.config, initial_parameters(self.config), self.mesh))
@@ -279,6 +314,8 @@ class Run:
         self.telemetry.close()
         if done:
             _log.info("finished: step %s is saved in %s.", self.step, self.workdir)
+        elif not self.step:
+            _log.info("interrupted by %s before the first step: nothing is saved.", interruption.name)
         else:
             _log.info(
                 "interrupted by %s: step %s is saved in %s; the same command goes on from there.",

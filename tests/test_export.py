@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint becomes a directory that transformers loads, whole or not at all, and that answers the same to both."""
+
+import hashlib
+import importlib.util
+import io
+import json
+import pathlib
+import pydoc_data.topics
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import sentencepiece
+from flax import traverse_util
+
+from albert_jax.config import AlbertConfig
+from albert_jax.convert.huggingface import load_pretrained
+from albert_jax.tokenization import AlbertTokenizer
+from albert_jax.training.checkpoint import Checkpoints, versions
+from albert_jax.training.recipe import pretraining
+from albert_jax.training.sharding import make_mesh
+from albert_jax.training.step import initial_parameters, initial_state
+from scripts import export, fill_mask
+
+FILES = ["README.md", "config.json", "model.safetensors", "spiece.model", "tokenizer.json", "tokenizer_config.json"]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A training workdir with checkpoints of steps 0 and 7 and evaluations at steps 5 and 9; cased."""
+    workdir = tmp_path_factory.mktemp("run")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line for text in pydoc_data.topics.topics.values() for line in text.splitlines()),
+        model_writer=model,
+        vocab_size=600,
+        pad_id=0,
+        unk_id=1,
+        bos_id=-1,
+        eos_id=-1,
+        control_symbols=["[CLS]", "[SEP]", "[MASK]"],
+        minloglevel=2,
+    )
+    (workdir / "spiece.model").write_bytes(model.getvalue())
+    architecture = AlbertConfig(
+        vocab_size=600,
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=48,
+        initializer_range=0.3,
+    )
+    config = pretraining(architecture)
+    train = {"documents": 12, "sentences": 3456, "tokens": 78901}
+    flags = {"size": 600, "do_lower_case": False, "keep_accents": True}
+    identity = {
+        "config": config.to_dict(),
+        "model": architecture.to_dict(),
+        "data": {"vocabulary": flags, "splits": {"train": train}, "created_by": "albert_jax 9.8.7"},
+        "data_fingerprint": "feedbeef" * 8,
+        "vocabulary_sha256": hashlib.sha256(model.getvalue()).hexdigest(),
+        "versions": versions(),
+    }
+    checkpoints = Checkpoints(workdir, 2, identity)
+    state = initial_state(config, initial_parameters(config), make_mesh(1))
+    for step in (0, 7):
+        state = state._replace(step=jax.numpy.asarray(step), params=jax.tree.map(lambda x: x + 0.01, state.params))
+        checkpoints.save(state, 4096 + step, block=True)
+    checkpoints.close()
+    lines = [
+        {"step": step, "kind": "eval", "eval_mlm_loss": 6 + step / 100, "eval_mlm_count": 2048.0} for step in (5, 9)
+    ]
+    (workdir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 9, "ki')
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def exported(workdir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The newest checkpoint, exported."""
+    out = tmp_path_factory.mktemp("out") / "model"
+    assert export.main([f"--workdir={workdir}", f"--out={out}"]) == 0
+    return out
+
+
+# --- what is exported -------------------------------------------------------------------------------------------------
+
+
+def test_the_export_is_complete_and_holds_the_checkpoints_bits_and_flags(
+    workdir: pathlib.Path, exported: pathlib.Path
+) -> None:
+    assert sorted(file.name for file in exported.iterdir()) == FILES
+    assert sorted(file.name for file in exported.parent.iterdir()) == ["model"]  # nothing temporary stays behind
+    params, config, missing = load_pretrained(exported)
+    assert missing == [] and (config.hidden_size, config.initializer_range) == (32, 0.3)
+    start = traverse_util.flatten_dict(initial_parameters(pretraining(config)), sep="/")
+    for path, value in traverse_util.flatten_dict(params, sep="/").items():
+        assert np.array_equal(value, start[path] + np.float32(0.01) + np.float32(0.01)), path
+    tokenizer = AlbertTokenizer.from_pretrained(exported)
+    assert (tokenizer.do_lower_case, tokenizer.keep_accents) == (False, True)
+    assert (exported / "spiece.model").read_bytes() == (workdir / "spiece.model").read_bytes()
+
+
+def test_the_card_states_what_the_model_was_trained_on_and_how_well(exported: pathlib.Path) -> None:
+    card = (exported / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    facts = {
+        "parameters": f"{AlbertConfig.from_pretrained(exported).pretraining_parameters():,}",
+        "optimizer steps": "7",
+        "rows of the stream consumed": "4,103",
+        "training text": "12 documents, 3,456 sentences, 78,901 tokens",
+        "training text fingerprint": f"`{'feedbeef' * 8}`",
+        "vocabulary": "600 pieces, do_lower_case=False, keep_accents=True",
+        "vocabulary SHA-256": f"`{hashlib.sha256((exported / 'spiece.model').read_bytes()).hexdigest()}`",
+        "data set built by": "albert_jax 9.8.7",
+        "mlm loss": "6.0500",  # of step 5: the evaluation at 9 is not of this checkpoint
+        "mlm count": "2,048",
+        "jax": jax.__version__,
+    }
+    for name, value in facts.items():
+        assert f"| {name} | {value} |" in card
+    assert "At step 5." in card
+    resolved = json.loads(card.split("```json\n")[1].split("```")[0])
+    assert resolved["optimizer"]["name"] == "lamb" and resolved["model"]["hidden_size"] == 32
+
+
+def test_transformers_auto_classes_load_the_export_and_truncate_to_its_positions(exported: pathlib.Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    model, info = transformers.AutoModelForPreTraining.from_pretrained(exported, output_loading_info=True)
+    assert type(model).__name__ == "AlbertForPreTraining"
+    assert {key: list(value) for key, value in info.items() if value} == {}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    encoded = tokenizer("Of many Words and Étés " * 50, truncation=True, return_tensors="pt")
+    assert encoded["input_ids"].shape == (1, 48)
+    assert model(**encoded).prediction_logits.shape == (1, 48, 600)
+
+
+def test_an_earlier_step_is_exported_on_demand(workdir: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    assert export.main([f"--workdir={workdir}", f"--out={tmp_path / 'model'}", "--step=0"]) == 0
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| optimizer steps | 0 |" in card
+    assert "no evaluation at or before" in card
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence with which export.py refuses."""
+    assert export.main(arguments) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and errors[0].startswith("error: ")
+    return errors[0]
+
+
+def test_only_an_earlier_export_is_ever_replaced(
+    workdir: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model"
+    out.mkdir()
+    command = [f"--workdir={workdir}", f"--out={out}"]
+    assert export.main(command) == 0  # an empty directory is as good as none
+    (out / "stale.txt").write_text("of the export before")
+    assert "--overwrite" in refusal(command, capsys)
+    assert (out / "stale.txt").exists()
+    assert export.main([*command, "--overwrite"]) == 0
+    assert sorted(file.name for file in out.iterdir()) == FILES
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model"]
+    for precious in (workdir, workdir.parent):
+        assert "not an earlier export" in refusal([f"--workdir={workdir}", f"--out={precious}", "--overwrite"], capsys)
+    assert (workdir / "checkpoints").is_dir()
+    shutil.copytree(workdir, out / "run")
+    assert "not an earlier export" in refusal([f"--workdir={out / 'run'}", f"--out={out}", "--overwrite"], capsys)
+
+
+def test_a_failing_export_leaves_nothing_behind_and_keeps_what_was_there(
+    workdir: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model"
+    command = [f"--workdir={workdir}", f"--out={out}"]
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AlbertTokenizer, "save_pretrained", full)
+        assert "No space left on device" in refusal(command, capsys)
+        assert list(tmp_path.iterdir()) == []
+    assert export.main(command) == 0
+    before = (out / "README.md").stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(AlbertTokenizer, "save_pretrained", full)
+        refusal([*command, "--overwrite"], capsys)
+    assert sorted(file.name for file in out.iterdir()) == FILES
+    assert (out / "README.md").stat().st_mtime_ns == before
+
+
+def test_a_missing_run_step_or_the_wrong_vocabulary_is_refused(
+    workdir: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = f"--out={tmp_path / 'model'}"
+    assert "no-such-run" in refusal([f"--workdir={tmp_path / 'no-such-run'}", out], capsys)
+    assert "3" in refusal([f"--workdir={workdir}", out, "--step=3"], capsys)
+    file = workdir / "spiece.model"
+    whole = file.read_bytes()
+    try:
+        file.write_bytes(whole + b"\x0a\x05\x0a\x03new")  # one more piece
+        assert hashlib.sha256(whole).hexdigest()[:12] in refusal([f"--workdir={workdir}", out], capsys)
+    finally:
+        file.write_bytes(whole)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- fill_mask.py -----------------------------------------------------------------------------------------------------
+
+TEXT = "The [MASK] of a class, and [MASK]."
+
+
+def needs_both() -> None:
+    """Skips where transformers' answers cannot be had."""
+    for name in ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+
+
+def test_both_loaders_give_every_mask_the_same_answers(exported: pathlib.Path) -> None:
+    needs_both()
+    ours, theirs = fill_mask.ours(exported, TEXT, 600), fill_mask.theirs(exported, TEXT, 600)
+    assert len(ours) == len(theirs) == 2
+    for mine, other in zip(ours, theirs, strict=True):
+        assert [token for token, _ in mine[:5]] == [token for token, _ in other[:5]]
+        a, b = dict(mine), dict(other)
+        assert a.keys() == b.keys() and abs(sum(a.values()) - 1) < 1e-9
+        assert max(abs(a[token] - b[token]) for token in a) < 1e-6
+
+
+def test_fill_mask_prints_both_side_by_side(exported: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needs_both()
+    assert fill_mask.main([str(exported), TEXT, "--top=3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    headings = [n for n, line in enumerate(lines) if line.split() == ["albert_jax", "transformers"]]
+    assert len(headings) == 2
+    for n in headings:
+        for line in lines[n + 1 : n + 4]:
+            p, token, q, other = line.split()
+            assert (p, token) == (q, other)
+
+
+def test_fill_mask_fails_where_the_two_disagree(
+    exported: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fill_mask, "_missing_packages", list)
+    monkeypatch.setattr(fill_mask, "theirs", lambda *_: [[("▁nonsense", 1.0)]] * 2)
+    assert fill_mask.main([str(exported), TEXT, "--top=1"]) == 1
+    assert "disagree" in capsys.readouterr().out
+
+
+def test_fill_mask_answers_alone_and_says_so_where_transformers_is_missing(
+    exported: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fill_mask, "_missing_packages", lambda: ["torch"])
+    assert fill_mask.main([str(exported), TEXT]) == 0
+    output = capsys.readouterr().out
+    assert "torch not installed" in output and output.count("albert_jax") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"), [(["no mask here"], r"[MASK]"), ([TEXT * 9], "48"), ([TEXT, "--top=0"], "--top")]
+)
+def test_fill_mask_refuses_bad_input_with_a_sentence(
+    arguments: list[str], says: str, exported: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fill_mask.main([str(exported), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and says in error

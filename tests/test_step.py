@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step's promises: independent of mesh and accumulation, one reduction, measurements that outlive the state."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from albert_jax.config import AlbertConfig
+from albert_jax.data.stream import IGNORED
+from albert_jax.errors import UserError
+from albert_jax.training.recipe import pretraining
+from albert_jax.training.sharding import make_mesh, place_batch
+from albert_jax.training.step import (
+    abstract_model,
+    initial_parameters,
+    initial_state,
+    make_eval_step,
+    make_read_sums,
+    make_train_step,
+    zero_totals,
+)
+from tests.rows import random_batch
+
+
+def recipe(**changes):
+    model = AlbertConfig(
+        vocab_size=97,
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=32,
+        initializer_range=0.1,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+    )
+    config = pretraining(model)
+    config.steps, config.optimizer.warmup_steps, config.optimizer.learning_rate = 20, 1, 0.01
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def uneven_batch(rows, seed):
+    """Rows with very different numbers of targets, so that a mean of means would differ from the mean."""
+    batch = random_batch(rows, seed=seed)
+    for r in range(rows):
+        batch.mlm_labels[r, 1 + r % 5 :] = IGNORED
+        batch.sop_labels[r, : r % 3] = IGNORED
+    return batch
+
+
+def train(config, devices, steps=3):
+    mesh = make_mesh(devices)
+    state = initial_state(config, initial_parameters(config), mesh)
+    step = make_train_step(config, mesh)
+    for k in range(steps):
+        state, _ = step(state, place_batch(uneven_batch(16, k), mesh))
+    means, state = make_read_sums(config, mesh)(state)
+    return jax.device_get(means), jax.device_get(state)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return train(recipe(), 1)
+
+
+@pytest.mark.parametrize(("devices", "parts"), [(8, 1), (2, 4), (1, 4)])
+def test_loss_and_parameters_do_not_depend_on_devices_or_micro_batches(alone, devices, parts):
+    means, state = train(recipe(**{"batch.accumulation": parts}), devices)
+    for name, value in alone[0].items():
+        np.testing.assert_allclose(means[name], value, rtol=2e-6, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), state.params, alone[1].params)
+
+
+def test_the_same_steps_give_the_same_bits(alone):
+    jax.tree.map(np.testing.assert_array_equal, train(recipe(), 1)[1], alone[1])
+
+
+def test_every_parameter_moves(alone):
+    moved = jax.tree.map(lambda a, b: np.any(a != b), alone[1].params, jax.device_get(initial_parameters(recipe())))
+    assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_gradients_are_reduced_once_a_step_whatever_the_accumulation(parts):
+    config, mesh = recipe(**{"batch.accumulation": parts}), make_mesh(4)
+    state = initial_state(config, initial_parameters(config), mesh)
+    batch = place_batch(uneven_batch(16, 0), mesh)
+    program = make_train_step(config, mesh).lower(state, batch).compile().as_text()
+    in_loops, reduced = 0, 0
+    loops = set(re.findall(r"(?:body|condition)=%?([\w.\-]+)", program))
+    for computation in re.split(r"\n\n+", program):
+        name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", computation.strip())
+        for line in re.findall(r"= (.*?) all-reduce(?:-start)?\(", computation):
+            shapes = [[int(d) for d in dims.split(",") if d] for dims in re.findall(r"\[([\d,]*)\]", line)]
+            count = sum(int(np.prod(shape)) for shape in shapes)
+            reduced += count
+            in_loops += count if name and name[1] in loops else 0
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert in_loops == 0
+    assert count <= reduced <= 1.01 * count
+
+
+def test_measurements_stay_readable_while_later_steps_use_the_state_up():
+    config, mesh = recipe(), make_mesh(2)
+    state = initial_state(config, initial_parameters(config), mesh)
+    step, read = make_train_step(config, mesh), make_read_sums(config, mesh)
+    state, _ = step(state, place_batch(uneven_batch(8, 0), mesh))
+    first, state = read(state)
+    for k in range(2):
+        state, number = step(state, place_batch(uneven_batch(8, k), mesh))
+    second, state = read(state)
+    assert float(first["loss"]) > 0 and float(second["loss"]) > 0 and float(first["loss"]) != float(second["loss"])
+    assert int(number) == 3 and float(state.sums.steps) == 0
+    batch = uneven_batch(8, 0)
+    assert float(first["real_share"]) == pytest.approx(np.mean(batch.example_ids > 0))
+
+
+def test_the_logged_rate_is_the_one_that_the_last_step_used():
+    means, _ = train(recipe(), 1, steps=2)
+    assert float(means["learning_rate"]) == pytest.approx(0.01)  # step 1 is the first after the warm-up's single step
+
+
+def test_evaluation_adds_up_and_drops_nothing_out():
+    config, mesh = recipe(), make_mesh(4)
+    params = initial_parameters(config)
+    step = make_eval_step(config, mesh)
+    batches = [uneven_batch(8, k) for k in range(3)]
+    totals = jax.device_put(zero_totals())
+    for batch in batches:
+        totals = step(params, totals, place_batch(batch, mesh))
+    assert float(totals.mlm_count) == sum(int(np.sum(b.mlm_labels != IGNORED)) for b in batches)
+    assert float(totals.sop_count) == sum(int(np.sum(b.sop_labels != IGNORED)) for b in batches)
+    again = jax.device_put(zero_totals())
+    for batch in batches:
+        again = step(params, again, place_batch(batch, mesh))
+    assert [float(x) for x in totals] == [float(x) for x in again]
+
+
+def test_a_batch_without_any_target_gives_a_finite_step():
+    config, mesh = recipe(), make_mesh(1)
+    state = initial_state(config, initial_parameters(config), mesh)
+    batch = random_batch(4)
+    batch.mlm_labels[:], batch.sop_labels[:] = IGNORED, IGNORED
+    state, _ = make_train_step(config, mesh)(state, place_batch(batch, mesh))
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state.params))
+
+
+def test_wrong_meshes_and_dtypes_are_refused_by_name():
+    with pytest.raises(UserError, match=r"mesh\.data=9 asks for 9 devices, but there are 8"):
+        make_mesh(9)
+    with pytest.raises(UserError, match="dtype must be one of float32, bfloat16, not 'float16'"):
+        abstract_model(recipe(dtype="float16"))

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stream of rows: complete, pure, and what the settings say, compared with slow readings of its batches."""
+
+import hashlib
+import itertools
+import pathlib
+from collections import Counter
+
+import numpy as np
+import pytest
+from text_store import (
+    FIRST,
+    Example,
+    MemoryStore,
+    draws_of,
+    made_up_vocabulary,
+    numbered,
+    read_batch,
+    slow_choice,
+    topics_data,
+)
+
+from albert_jax.data import counter_rng
+from albert_jax.data import stream as streams
+from albert_jax.data.plan import PlanSettings, make_plan
+from albert_jax.data.store import TextStore
+from albert_jax.data.stream import Batch, PretrainingStream
+from albert_jax.data.vocabulary import Vocabulary
+from albert_jax.errors import UserError
+
+
+def memory_stream(
+    lengths: list[list[int]], settings: PlanSettings, *, seed: int = 1, shuffle: bool = True
+) -> PretrainingStream:
+    store = MemoryStore(numbered(lengths))
+    vocabulary = made_up_vocabulary(FIRST + sum(map(sum, lengths)))
+    plan = make_plan(store, vocabulary.starts_word, settings)
+    return PretrainingStream(store, plan, settings, vocabulary, seed=seed, longest_ngram=3, shuffle=shuffle)
+
+
+def assert_equal(a: Batch, b: Batch) -> None:
+    for name, x, y in zip(Batch._fields, a, b, strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=name)
+        assert x.dtype == y.dtype == np.int32
+
+
+def joined(batches: list[Batch]) -> Batch:
+    return Batch(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
+
+
+# --- everything once, in order ----------------------------------------------------------------------------------------
+
+TEXT = [[(7 * r + 11 * i * i) % 37 + 1 for i in range(r % 13 + 1)] for r in range(50)] + [[300, 2, 700], [1], [2, 1, 1]]
+TEXT_LENGTH: dict[int, int] = {}  # of the sentence that holds an id
+for _sentence in (sentence for record in numbered(TEXT) for sentence in record):
+    TEXT_LENGTH.update(dict.fromkeys(_sentence, len(_sentence)))
+SETTINGS = [
+    PlanSettings(8, 1, 1, 0.15, 0.1),
+    PlanSettings(8, 2, 2, 0.15, 1.0),
+    PlanSettings(64, 1, 10, 0.15, 0.5),
+    PlanSettings(64, 8, 10, 0.15, 0.1),
+    PlanSettings(128, 4, 60, 0.4, 0.0),
+    PlanSettings(512, 16, 80, 0.15, 0.3),
+]
+every_setting = pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"S{s.slots}-P{s.examples}-M{s.mask_slots}")
+
+
+@every_setting
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_every_token_of_the_split_is_in_every_epoch_once_in_its_order(settings: PlanSettings, epoch: int) -> None:
+    stream = memory_stream(TEXT, settings)
+    rows = stream.plan.rows
+    examples = [e for row in read_batch(stream.batch(epoch * rows, rows)) for e in row]
+    runs = sorted(example.text for example in examples)
+    assert [token for run in runs for token in run] == list(range(FIRST, FIRST + sum(map(sum, TEXT))))
+
+
+@every_setting
+def test_segments_are_whole_sentences_of_one_record_unless_alone_in_their_example(settings: PlanSettings) -> None:
+    stream = memory_stream(TEXT, settings)
+    record_at, starts = {}, set()
+    following = FIRST
+    for r, record in enumerate(TEXT):
+        for length in record:
+            starts.add(following)
+            record_at.update(dict.fromkeys(range(following, following + length), r))
+            following += length
+    starts.add(following)
+    for row in read_batch(stream.batch(0, stream.plan.rows)):
+        assert sum(e.length for e in row) <= settings.slots
+        for example in row:
+            assert len({record_at[token] for token in example.text}) == 1
+            if example.second is None:
+                assert example.label == -100
+                whole = example.first[0] in starts and example.first[-1] + 1 in starts
+                inside = not any(token in starts for token in example.first[1:])
+                # One sentence, or a part of one that no example can hold.
+                long = TEXT_LENGTH[example.first[0]] > settings.slots - 3
+                assert inside and (whole or long)
+            else:
+                for segment in (example.first, example.second):
+                    assert segment[0] in starts and segment[-1] + 1 in starts
+
+
+@every_setting
+def test_second_follows_first_where_the_label_is_0_and_first_follows_second_where_it_is_1(
+    settings: PlanSettings,
+) -> None:
+    stream = memory_stream(TEXT, settings)
+    pairs = [e for row in read_batch(stream.batch(0, 3 * stream.plan.rows)) for e in row if e.second is not None]
+    assert {e.label for e in pairs} == {0, 1}
+    for e in pairs:
+        assert e.second is not None
+        before, after = (e.first, e.second) if e.label == 0 else (e.second, e.first)
+        assert before[-1] + 1 == after[0]
+
+
+@pytest.mark.parametrize("longest", [1, 3, 6])
+def test_ngrams_stay_within_one_segment_and_rows_mask_what_the_slow_procedure_chooses_for_each_example(
+    longest: int,
+) -> None:
+    settings = PlanSettings(48, 4, 24, 0.3, 0.5)
+    shuffled = memory_stream(TEXT, settings)
+    stream = PretrainingStream(
+        shuffled.store, shuffled.plan, settings, shuffled.vocabulary, seed=9, longest_ngram=longest
+    )
+    start, rows = 3 * stream.plan.rows, stream.plan.rows
+    numbers, _ = stream.examples_at(start, rows)
+    for row, ordinals in zip(read_batch(stream.batch(start, rows)), numbers.tolist(), strict=True):
+        for example, number in zip(row, ordinals, strict=False):
+            words: list[list[list[int]]] = []  # positions of each word of each segment
+            for begin, ids in ((1, example.first), (len(example.first) + 2, example.second or [])):
+                words.append([])
+                for i, token in enumerate(ids):
+                    if i == 0 or token % 3 == 0:
+                        words[-1].append([])
+                    words[-1][-1].append(begin + i)
+            key = int(counter_rng.bits(9, streams._EXAMPLE, 3, number))
+            halves = [[len(word) for word in half] for half in words]
+            budget = max(1, round(0.3 * example.length))
+            chosen = slow_choice(halves, budget, *draws_of(key, sum(map(len, halves)), longest))
+            expected = [p for word, c in zip(words[0] + words[1], chosen, strict=True) if c for p in word]
+            assert [position for position, _, _ in example.targets] == expected
+
+
+def test_half_of_the_pairs_are_swapped_independently_of_the_split() -> None:
+    stream = memory_stream([[4] * 6] * 200, PlanSettings(27, 1, 5, 0.15, 0.0))
+    examples = [row[0] for row in read_batch(stream.batch(0, 20 * stream.plan.rows))]
+    n = len(examples)
+    swaps = sum(e.label for e in examples)
+    assert n == 4000 and abs(swaps - n / 2) < 4.5 * (n / 4) ** 0.5
+    table = Counter((len(before_first(e)) // 4, e.label) for e in examples)
+    assert sum((table[k, s] - n / 10) ** 2 / (n / 10) for k in range(1, 6) for s in (0, 1)) < 40  # chi-square, 9
+
+
+def before_first(example: Example) -> list[int]:
+    """The segment that comes first in the document."""
+    assert example.second is not None
+    return example.second if example.label == 1 else example.first
+
+
+def test_splits_are_uniform_over_the_boundaries_between_sentences() -> None:
+    # Five sentences of different lengths fill an example exactly; each of their four boundaries is drawn as often.
+    stream = memory_stream([[3, 9, 1, 7, 5]] * 100, PlanSettings(28, 1, 4, 0.15, 0.0))
+    assert stream.plan.rows == 100
+    examples = [row[0] for row in read_batch(stream.batch(0, 4000))]
+    counts = Counter(len(before_first(e)) for e in examples)
+    assert counts.keys() == {3, 12, 13, 20}
+    assert sum((c - 1000) ** 2 / 1000 for c in counts.values()) < 26  # chi-square, 3: p = 1e-5
+
+
+def test_a_target_is_ignored_by_the_loss_exactly_where_its_slot_is_unused() -> None:
+    stream = memory_stream(TEXT, SETTINGS[3])
+    batch = stream.batch(0, stream.plan.rows)
+    for row, examples in enumerate(read_batch(batch)):  # which asserts the form of every array
+        assert np.sum(batch.mlm_labels[row] != -100) == sum(len(e.targets) for e in examples)
+        assert np.sum(batch.sop_labels[row] != -100) == sum(e.second is not None for e in examples)
+
+
+# --- real text --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def topics(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return topics_data(tmp_path_factory)
+
+
+REAL = PlanSettings(64, 4, 14, 0.15, 0.2)
+
+
+def real_stream(topics: pathlib.Path, *, seed: int = 5, settings: PlanSettings = REAL) -> PretrainingStream:
+    vocabulary = Vocabulary.load(topics / "spiece.model")
+    store = TextStore(topics, "train")
+    plan = make_plan(store, vocabulary.starts_word, settings)
+    return PretrainingStream(store, plan, settings, vocabulary, seed=seed, longest_ngram=3)
+
+
+@pytest.fixture(scope="module")
+def stream(topics: pathlib.Path) -> PretrainingStream:
+    return real_stream(topics)
+
+
+@pytest.mark.parametrize("slots", [8, 64, 512])
+def test_labels_put_back_give_the_sentences_of_the_data_set_each_once(topics: pathlib.Path, slots: int) -> None:
+    settings = PlanSettings(slots, 4, slots, 0.15, 0.2)
+    stream = real_stream(topics, settings=settings)
+    lengths = iter(stream.store.sentence_lengths.tolist())
+    expected: Counter[tuple[int, ...]] = Counter()
+    for record, count in enumerate(stream.store.sentences_per_record):
+        tokens, at = stream.store.read(np.array([record]))[0].tolist(), 0
+        for length in itertools.islice(lengths, int(count)):
+            expected[tuple(tokens[at : at + length])] += 1
+            at += length
+    # Sentences of the examples, by the plan's own sizes: the text between is what the batches really hold.
+    order, epochs = stream.examples_at(0, stream.plan.rows)
+    assert not epochs.any()
+    found: Counter[tuple[int, ...]] = Counter()
+    parts: list[tuple[int, tuple[int, ...]]] = []
+    for row, numbers in zip(read_batch(stream.batch(0, stream.plan.rows)), order.tolist(), strict=True):
+        for example, number in zip(row, numbers, strict=False):
+            first, size = int(stream.plan.example_units[number]), int(stream.plan.example_sizes[number])
+            at = 0
+            for unit in range(first, first + size):
+                length = int(stream.plan.unit_lengths[unit])
+                parts.append((unit, tuple(example.text[at : at + length])))
+                at += length
+            assert at == len(example.text)
+    units = [part for _, part in sorted(parts)]
+    whole = iter(units)
+    for length in stream.store.sentence_lengths.tolist():
+        sentence: tuple[int, ...] = ()
+        while len(sentence) < length:
+            sentence += next(whole)
+        found[sentence] += 1
+    assert next(whole, None) is None and found == expected
+
+
+def test_a_batch_is_its_smaller_batches_one_after_the_other(stream: PretrainingStream) -> None:
+    start, count = 37, 48
+    whole = stream.batch(start, count)
+    for hosts in (1, 2, 8):
+        share = count // hosts
+        assert_equal(joined([stream.batch(start + host * share, share) for host in range(hosts)]), whole)
+    cuts = [0, 1, 2, 5, 6, 30, 31, 48]
+    assert_equal(joined([stream.batch(start + a, b - a) for a, b in itertools.pairwise(cuts)]), whole)
+
+
+def test_a_batch_depends_neither_on_the_calls_before_it_nor_on_the_object(
+    topics: pathlib.Path, stream: PretrainingStream
+) -> None:
+    rows = stream.plan.rows
+    places = [(0, 8), (rows - 3, 8), (5 * rows + 1, 2), (16, 8), (2, 1)]
+    first = [stream.batch(*place) for place in places]
+    again = [stream.batch(*place) for place in reversed(places)]
+    fresh = [real_stream(topics).batch(*place) for place in places]
+    for a, b, c in zip(first, reversed(again), fresh, strict=True):
+        assert_equal(a, b)
+        assert_equal(a, c)
+
+
+def test_a_batch_over_the_end_of_an_epoch_is_the_end_of_one_and_the_start_of_the_next(
+    stream: PretrainingStream,
+) -> None:
+    rows = stream.plan.rows
+    assert_equal(joined([stream.batch(2 * rows - 3, 3), stream.batch(2 * rows, 4)]), stream.batch(2 * rows - 3, 7))
+
+
+def test_a_batch_of_more_rows_than_several_epochs_have_is_whole() -> None:
+    stream = memory_stream(TEXT[:9], SETTINGS[3])
+    rows = stream.plan.rows
+    batch = stream.batch(1, 4 * rows)
+    assert_equal(joined([stream.batch(1 + n, 1) for n in range(4 * rows)]), batch)
+    tokens = Counter(t for row in read_batch(stream.batch(0, 4 * rows)) for e in row for t in e.text)
+    assert set(tokens.values()) == {4} and len(tokens) == sum(map(sum, TEXT[:9]))
+
+
+def test_positions_beyond_any_run_work_and_say_where_they_are(stream: PretrainingStream) -> None:
+    batch = stream.batch(10**12, 3)
+    assert batch.row_ids.tolist() == [(10**12 + n) % 2**31 for n in range(3)]
+    assert all(read_batch(batch))
+    assert_equal(joined([stream.batch(10**12 + n, 1) for n in range(3)]), batch)
+    assert stream.batch(2**31 - 1, 2).row_ids.tolist() == [2**31 - 1, 0]
+
+
+def by_text(stream: PretrainingStream, epoch: int) -> dict[tuple[int, ...], list[Example]]:
+    rows = stream.plan.rows
+    found: dict[tuple[int, ...], list[Example]] = {}
+    for row in read_batch(stream.batch(epoch * rows, rows)):
+        for example in row:
+            found.setdefault(tuple(example.text), []).append(example)
+    return found
+
+
+def test_epochs_hold_the_same_text_with_another_order_other_splits_swaps_and_masks(stream: PretrainingStream) -> None:
+    rows = stream.plan.rows
+    orders = [stream.examples_at(epoch * rows, rows)[0] for epoch in (0, 1)]
+    assert sorted(map(tuple, orders[0].tolist())) == sorted(map(tuple, orders[1].tolist()))
+    assert np.mean(np.all(orders[0] == orders[1], axis=1)) < 0.05
+    a, b = by_text(stream, 0), by_text(stream, 1)
+    assert a.keys() == b.keys()
+    once = [(a[text][0], b[text][0]) for text in a if len(a[text]) == len(b[text]) == 1 and len(text) > 30]
+    assert len(once) > 300
+    pairs = [(x, y) for x, y in once if x.second is not None]
+    assert 0.4 < np.mean([x.label == y.label for x, y in pairs]) < 0.6
+    assert np.mean([len(before_first(x)) == len(before_first(y)) for x, y in pairs]) < 0.9
+    assert np.mean([[t[0] for t in x.targets] == [t[0] for t in y.targets] for x, y in once]) < 0.1
+
+
+def test_another_seed_gives_another_order_and_other_draws(topics: pathlib.Path, stream: PretrainingStream) -> None:
+    other = real_stream(topics, seed=6)
+    assert stream.plan.digest == other.plan.digest
+    rows = stream.plan.rows
+    assert np.mean(np.all(stream.examples_at(0, rows)[0] == other.examples_at(0, rows)[0], axis=1)) < 0.05
+    a, b = by_text(stream, 0), by_text(other, 0)
+    same = [a[text][0].targets == b[text][0].targets for text in a if len(text) > 30]
+    assert np.mean(same) < 0.1
+
+
+def test_rows_in_the_plans_order_are_kept_where_nothing_is_to_be_shuffled() -> None:
+    stream = memory_stream(TEXT, SETTINGS[3], shuffle=False)
+    for epoch in (0, 1):
+        examples, _ = stream.examples_at(epoch * stream.plan.rows, stream.plan.rows)
+        np.testing.assert_array_equal(examples, stream.plan.row_examples)
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_fixed_rows_are_the_first_pass_every_time_and_empty_rows_beyond_it_have_no_targets(
+    stream: PretrainingStream,
+) -> None:
+    rows = stream.plan.rows
+    for start, real in ((0, 16), (rows - 5, 5), (rows, 0), (rows + 7, 0)):
+        batch = stream.fixed_rows(start, 16)
+        stream.batch(3 * rows, 2)
+        assert_equal(stream.fixed_rows(start, 16), batch)
+        assert all(len(array) == 16 for array in batch)
+        assert_equal(Batch(*(array[:real] for array in batch)), stream.batch(start, real))
+        assert (batch.mlm_labels[real:] == -100).all() and (batch.sop_labels[real:] == -100).all()
+        for name in set(Batch._fields) - {"mlm_labels", "sop_labels"}:
+            assert not getattr(batch, name)[real:].any()
+
+
+def test_a_batch_of_no_rows_is_empty(stream: PretrainingStream) -> None:
+    assert [array.shape for array in stream.batch(4, 0)] == [(0, *array.shape[1:]) for array in stream.batch(4, 1)]
+
+
+def test_ngrams_shorter_than_one_word_are_refused() -> None:
+    stream = memory_stream(TEXT, SETTINGS[3])
+    with pytest.raises(UserError, match="max_ngram must be at least 1, not 0"):
+        PretrainingStream(
+            stream.store, stream.plan, stream.settings, stream.vocabulary, seed=1, longest_ngram=0, shuffle=True
+        )
+
+
+# --- the same between versions ----------------------------------------------------------------------------------------
+
+GOLDEN = "9096bf97797f7456fad3f347cf43f607772f9ea174fe4763174e2df4f6e2a97c"
+
+
+def test_the_stream_of_a_made_up_split_is_the_one_that_earlier_versions_gave() -> None:
+    """A run goes on, and a published one can be repeated, only where the same data, settings and seed give the same
+    batches in a newer version of this code, of NumPy and of Python; a change must be meant. Everything here is written
+    out below: tokens, words and settings depend on no package's data."""
+    lengths = [[(5 * r + 3 * i) % 23 + 1 for i in range(r % 9 + 1)] for r in range(40)] + [[90, 4, 130]]
+    records, n = [], 0
+    for record in lengths:
+        records.append([[FIRST + (n + i) * (n + i) * 31 % 995 for i in range(length)] for length in record])
+        n += sum(record)
+    settings = PlanSettings(slots=48, examples=3, mask_slots=9, mask_rate=0.15, short_fraction=0.2)
+    vocabulary = made_up_vocabulary(1000)
+    store = MemoryStore(records)
+    plan = make_plan(store, vocabulary.starts_word, settings)
+    stream = PretrainingStream(store, plan, settings, vocabulary, seed=42, longest_ngram=3)
+    digest = hashlib.sha256()
+    for array in stream.batch(plan.rows - 16, 32):  # the end of an epoch and the start of the next
+        digest.update(f"{array.shape}".encode() + array.astype("<i4").tobytes())
+    assert digest.hexdigest() == GOLDEN
