@@ -74,8 +74,9 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("albert_jax").setLevel(logging.INFO)
     workdir = pathlib.Path(str(_WORKDIR.value))
     try:
-        with Interruption() as interruption:
-            finished = Run(_CONFIG.value, workdir).train(interruption)
+        run = Run(_CONFIG.value, workdir)
+        with Interruption() as interruption:  # before this there is nothing to save: a signal ends the process at once
+            finished = run.train(interruption)
     except OSError as e:  # metrics and events; checkpoints speak for themselves
         if e.errno not in _UNWRITABLE and not str(e.filename).startswith(str(workdir)):
             raise

@@ -171,8 +171,7 @@ class AlbertConfig:
           examples: P, positions that reach the pooler and the sentence-order head.
         """
         e, h, f = self.embedding_size, self.hidden_size, self.intermediate_size
-        mapping = 0 if e == h else 2 * e * h
         layer = 8 * h * h + 4 * h * f + 4 * slots * h
         depth = self.num_hidden_layers * self.inner_group_num
         heads = mask_slots * (2 * h * e + 2 * e * self.vocab_size) + examples * (2 * h * h + 4 * h)
-        return 3.0 * (slots * (mapping + depth * layer) + heads)
+        return 3.0 * (slots * (2 * e * h + depth * layer) + heads)

@@ -7,7 +7,7 @@
 scripts/quickstart.sh makes the data set and runs this. It reproduces nothing published: it shows that masked words and
 sentence order are both being learned, on held-out documents.
 
-Cost:   600 steps of 128 rows x 64 slots, 1.6e+13 FLOPs; README.md says how long it took.
+Cost:   600 steps of 128 rows x 64 slots, 2.9e+13 FLOPs; README.md says how long it took.
 Expect: README.md has the figures and the curves of a run.
 
 Length: 600 steps, warm-up 60 to 0.002, then linear decay to zero. AdamW: at this width and batch LAMB gains nothing.

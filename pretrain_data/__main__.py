@@ -134,8 +134,9 @@ def _vocab(arguments: argparse.Namespace) -> int:
         character_coverage=arguments.character_coverage,
     )
     print(
-        f"{model}: {report.size:,} pieces from {report.sentences:,} sentences ({report.too_long:,} too long, left out; "
-        f"at most {arguments.input_sentence_size:,} sampled) in {time.monotonic() - started:.1f} s"
+        f"{model}: {report.size:,} pieces from {report.trained:,} of {report.sentences:,} sentences "
+        f"({report.too_long:,} too long, left out; at most {arguments.input_sentence_size:,} sampled) "
+        f"in {time.monotonic() - started:.1f} s"
     )
     return 0
 

@@ -27,7 +27,7 @@ from pretrain_data.sentences import SentenceSplitter
 
 FORMAT = 1
 UNK = 1
-# The Rust tokenizer works on a batch of sentences in parallel; large enough to keep it busy, small enough for memory.
+# Sentences tokenized in one call: enough that calls cost nothing, few enough for memory.
 _BATCH_SENTENCES = 4096
 
 

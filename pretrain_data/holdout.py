@@ -59,8 +59,8 @@ class Shingler:
 class Holdout:
     """Chooses validation documents by a hash of their content, then hands back those that training text resembles.
 
-    Two passes over the corpus: `choose` remembers the shingles of the chosen documents (all that is kept in memory: 8
-    bytes a held-out word and a bit), `guard` streams the other documents past them. A chosen document that shares more
+    Two passes over the corpus: `choose` remembers the shingles of the chosen documents (all that is kept in memory:
+    about 17 bytes a held-out word), `guard` streams the other documents past them. A chosen document that shares more
     than a fifth of its shingles with training documents becomes a training document; as that may give others away, it
     is repeated until nothing changes. No document is dropped.
 

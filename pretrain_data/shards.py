@@ -3,9 +3,8 @@
 
 TFDS's own `GeneratorBasedBuilder` collects a split before it writes the first shard: in memory up to 1 GB, beyond that
 in temporary files, which it opens through TensorFlow and, as record numbers are small, sorts in memory as one bucket.
-The shards here are
-written while the records come, in constant memory, by the public parts beneath it: `FeaturesDict.serialize_example`,
-array_record's writer, `tfds.folder_dataset.write_metadata`.
+The shards here are written while the records come, in constant memory, by the public parts beneath it:
+`FeaturesDict.serialize_example`, array_record's writer, `tfds.folder_dataset.write_metadata`.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ from albert_jax.errors import UserError
 NAME = "albert_text"
 SPLITS = ("train", "validation")
 # A shard is closed when it holds as much. Small enough to move and to read in parallel, large enough that 16 GB of text
-# is a few hundred files.
+# is one to two hundred files.
 SHARD_BYTES = 64 * 2**20
 _READ_BATCH = 512
 

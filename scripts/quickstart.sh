@@ -17,12 +17,17 @@ py="$environment/bin/python"
 began=$SECONDS
 
 run() {
-    printf '\n$ %s\n' "$*"
+    printf '\n$'
+    printf ' %q' "$@"
+    printf '\n'
     "$@"
 }
 
+# What an earlier quick start left is removed; anything else is left alone.
+[ -e "$out/.quickstart" ] || [ -z "$(ls -A "$out" 2>/dev/null)" ] || die "$out holds other files; name a new directory."
+rm -rf "$out"
 mkdir -p "$out"
-rm -rf "$out/vocab" "$out/data" "$out/train" "$out/export" # what an earlier quickstart left
+touch "$out/.quickstart"
 
 # 1. A vocabulary, by ALBERT's recipe, from the embedded corpus.
 run "$py" -m pretrain_data vocab --source python-docs --size 4000 --out "$out/vocab"

@@ -64,7 +64,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         "data": {"vocabulary": flags, "splits": {"train": train}, "created_by": "albert_jax 9.8.7"},
         "data_fingerprint": "feedbeef" * 8,
         "vocabulary_sha256": hashlib.sha256(model.getvalue()).hexdigest(),
-        "versions": versions(),
+        "versions": versions(make_mesh(1)),
     }
     checkpoints = Checkpoints(workdir, 2, identity)
     state = initial_state(config, initial_parameters(config), make_mesh(1))

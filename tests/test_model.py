@@ -2,6 +2,7 @@
 """The model's promises: packing and gathering change nothing, dropout belongs to rows, the program does not grow."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ TINY = AlbertConfig(
 evaluate = jax.jit(evaluate_rows, static_argnums=0)
 
 
-def tiny(**changes: object) -> tuple[FlaxAlbertForPreTraining, dict]:
+def tiny(**changes: Any) -> tuple[FlaxAlbertForPreTraining, dict]:
     model = FlaxAlbertForPreTraining(dataclasses.replace(TINY, **changes), rngs=nnx.Rngs(0))
     return model, parameters(model)
 
@@ -185,7 +186,8 @@ def test_outputs_and_gradients_equal_those_of_transformers_in_torch(changes, lef
     out.loss.backward()
 
     def ours(params):
-        o = with_parameters(model, params)(**given, sentence_order_label=order, output_hidden_states=True)
+        arrays = {name: jnp.asarray(value) for name, value in given.items()}
+        o = with_parameters(model, params)(**arrays, sentence_order_label=jnp.asarray(order), output_hidden_states=True)
         return o.loss, o
 
     (_, o), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
@@ -229,3 +231,27 @@ def test_initial_weights_follow_the_original():
             assert np.all(value == 1), name
         else:  # a normal of standard deviation 0.2, truncated at twice that
             assert np.abs(value).max() <= 0.4 + 1e-6 and abs(float(np.std(value)) - 0.2 * 0.88) < 0.05, name
+
+
+def test_bfloat16_gradients_keep_growing_with_the_slots_of_a_batch():
+    """Sums over slots must run in float32: a bfloat16 sum of equal terms stops at 256 of them."""
+    config = dataclasses.replace(TINY, vocab_size=7, num_hidden_layers=1)
+    params = parameters(FlaxAlbertForPreTraining(config, rngs=nnx.Rngs(0)))
+    ids = jnp.asarray(np.random.default_rng(0).integers(2, 7, (512, 32)), jnp.int32)
+
+    def gradient(dtype: Any) -> dict[str, jax.Array]:
+        model = FlaxAlbertForPreTraining(config, dtype=dtype, rngs=nnx.Rngs(0))
+
+        def loss(params: Any) -> jax.Array:
+            logits = with_parameters(model, params).score_slots(
+                ids, jnp.zeros_like(ids), jnp.arange(32)[None] % 32 + 0 * ids, jnp.ones_like(ids), ids, ids[:, :1]
+            )
+            return jnp.sum(jax.nn.log_softmax(logits.mlm)[..., 3]) + jnp.sum(jax.nn.log_softmax(logits.sop)[..., 1])
+
+        return traverse_util.flatten_dict(jax.jit(jax.grad(loss))(params), sep="/")
+
+    exact, ours = gradient(jnp.float32), gradient(jnp.bfloat16)
+    largest = max(float(jnp.linalg.norm(g)) for g in exact.values())
+    for name, wanted in exact.items():
+        size = float(jnp.linalg.norm(wanted))
+        assert float(jnp.linalg.norm(ours[name] - wanted)) <= 0.06 * size + 2e-4 * largest, name

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LAMB, AdamW and the schedule against the papers' formulas, written out in NumPy."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from albert_jax.errors import UserError
 from albert_jax.training.optimizer import decayed, learning_rate_schedule, make_optimizer
 from albert_jax.training.recipe import pretraining
 
-PARAMS = {
+PARAMS: dict[str, dict[str, np.ndarray]] = {
     "dense": {"kernel": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "bias": np.ones(4, np.float32)},
     "LayerNorm": {"scale": np.ones(4, np.float32), "bias": np.zeros(4, np.float32)},
     "full_layer_layer_norm": {"scale": np.full(4, 2, np.float32)},
@@ -40,7 +42,7 @@ def by_hand(config, gradients, steps, learning_rates):
             m[k] = config.b1 * m[k] + (1 - config.b1) * g
             v[k] = config.b2 * v[k] + (1 - config.b2) * g * g
             u = (m[k] / (1 - config.b1 ** (t + 1))) / (np.sqrt(v[k] / (1 - config.b2 ** (t + 1))) + config.eps)
-            ratio = 1.0
+            ratio: Any = 1.0
             if k in ADAPTED:
                 u = u + config.weight_decay * w
                 if config.name == "lamb":

@@ -11,6 +11,7 @@ from flax import nnx
 from albert_jax.config import AlbertConfig
 from albert_jax.errors import UserError
 from albert_jax.model.attention import attention_bias
+from albert_jax.model.dense import Dense
 from albert_jax.model.dropout import fold, row_keys
 from albert_jax.model.encoder import AlbertEmbeddings, AlbertEncoder
 from albert_jax.model.heads import AlbertMLMHead, AlbertSOPHead
@@ -42,11 +43,10 @@ class FlaxAlbertModel(nnx.Module):
     """
 
     def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
-        init = nnx.initializers.truncated_normal(config.initializer_range)
         self.config = config
         self.embeddings = AlbertEmbeddings(config, dtype=dtype, rngs=rngs)
         self.encoder = AlbertEncoder(config, dtype=dtype, rngs=rngs)
-        self.pooler = nnx.Linear(config.hidden_size, config.hidden_size, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.pooler = Dense(config.hidden_size, config.hidden_size, config, dtype=dtype, rngs=rngs)
 
     def encode(
         self,

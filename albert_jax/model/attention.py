@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from albert_jax.config import AlbertConfig
+from albert_jax.model.dense import Dense
 from albert_jax.model.dropout import dropout, fold
 
 
@@ -33,9 +34,8 @@ class AlbertAttention(nnx.Module):
     """Attention, its output projection, dropout, residual and LayerNorm (post-LN, as in the original)."""
 
     def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        def dense() -> nnx.Linear:
-            init = nnx.initializers.truncated_normal(config.initializer_range)
-            return nnx.Linear(config.hidden_size, config.hidden_size, kernel_init=init, dtype=dtype, rngs=rngs)
+        def dense() -> Dense:
+            return Dense(config.hidden_size, config.hidden_size, config, dtype=dtype, rngs=rngs)
 
         self.config, self.dtype = config, dtype
         self.query, self.key, self.value, self.dense = dense(), dense(), dense(), dense()

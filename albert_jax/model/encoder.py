@@ -11,6 +11,7 @@ from flax import nnx
 
 from albert_jax.config import AlbertConfig
 from albert_jax.model.attention import AlbertAttention
+from albert_jax.model.dense import Dense
 from albert_jax.model.dropout import dropout, fold
 
 
@@ -30,7 +31,8 @@ class AlbertEmbeddings(nnx.Module):
     def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         def table(entries: int) -> nnx.Embed:
             init = nnx.initializers.truncated_normal(config.initializer_range)
-            return nnx.Embed(entries, config.embedding_size, embedding_init=init, dtype=dtype, rngs=rngs)
+            # Summed, and their gradients scattered and summed, in float32; LayerNorm casts to the compute dtype.
+            return nnx.Embed(entries, config.embedding_size, embedding_init=init, rngs=rngs)
 
         self.config = config
         self.word_embeddings = table(config.vocab_size)
@@ -53,12 +55,10 @@ class AlbertLayer(nnx.Module):
     """One transformer block: attention and feed-forward, post-LN."""
 
     def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        init = nnx.initializers.truncated_normal(config.initializer_range)
-        dense = functools.partial(nnx.Linear, kernel_init=init, dtype=dtype, rngs=rngs)
         self.config = config
         self.attention = AlbertAttention(config, dtype=dtype, rngs=rngs)
-        self.ffn = dense(config.hidden_size, config.intermediate_size)
-        self.ffn_output = dense(config.intermediate_size, config.hidden_size)
+        self.ffn = Dense(config.hidden_size, config.intermediate_size, config, dtype=dtype, rngs=rngs)
+        self.ffn_output = Dense(config.intermediate_size, config.hidden_size, config, dtype=dtype, rngs=rngs)
         self.full_layer_layer_norm = nnx.LayerNorm(
             config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
         )
@@ -94,10 +94,9 @@ class AlbertEncoder(nnx.Module):
     """Maps E to H and runs the layers, one `lax.scan` for each group, so that the program does not grow with depth."""
 
     def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        init = nnx.initializers.truncated_normal(config.initializer_range)
         self.config = config
-        self.embedding_hidden_mapping_in = nnx.Linear(
-            config.embedding_size, config.hidden_size, kernel_init=init, dtype=dtype, rngs=rngs
+        self.embedding_hidden_mapping_in = Dense(
+            config.embedding_size, config.hidden_size, config, dtype=dtype, rngs=rngs
         )
         self.albert_layer_groups = nnx.List(
             [AlbertLayerGroup(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_groups)]

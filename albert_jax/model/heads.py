@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from albert_jax.config import AlbertConfig
+from albert_jax.model.dense import Dense
 from albert_jax.model.dropout import dropout
 from albert_jax.model.encoder import activation
 
@@ -14,9 +15,8 @@ class AlbertMLMHead(nnx.Module):
     """Dense H to E, activation, LayerNorm, then scores against the input embedding table plus a bias per word."""
 
     def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        init = nnx.initializers.truncated_normal(config.initializer_range)
         self.config, self.dtype = config, dtype
-        self.dense = nnx.Linear(config.hidden_size, config.embedding_size, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.dense = Dense(config.hidden_size, config.embedding_size, config, dtype=dtype, rngs=rngs)
         self.LayerNorm = nnx.LayerNorm(
             config.embedding_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
         )
@@ -41,9 +41,8 @@ class AlbertSOPHead(nnx.Module):
     """Linear classifier of sentence order on the pooled output."""
 
     def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        init = nnx.initializers.truncated_normal(config.initializer_range)
         self.rate = config.classifier_dropout_prob
-        self.classifier = nnx.Linear(config.hidden_size, 2, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.classifier = Dense(config.hidden_size, 2, config, dtype=dtype, rngs=rngs)
 
     def __call__(self, pooled: jax.Array, keys: jax.Array | None) -> jax.Array:
         """float32 logits [B, ..., 2] of float [B, ..., H]; transformers drops out here in training, Google does not."""

@@ -10,6 +10,7 @@ notice bytes that changed afterwards; the digests do.
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import platform
 import shutil
@@ -19,12 +20,14 @@ from typing import Any, NamedTuple
 import flax
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx, traverse_util
 from jax.sharding import Mesh
 
+import albert_jax
 from albert_jax.config import AlbertConfig
 from albert_jax.errors import UserError
 from albert_jax.model import FlaxAlbertForPreTraining, Parameters, parameters
@@ -40,18 +43,21 @@ _TRASH = ".trash"
 # --- what a run is ----------------------------------------------------------------------------------------------------
 
 
-def versions() -> dict[str, str]:
+def versions(mesh: Mesh) -> dict[str, str]:
     """What bit-for-bit equality depends on besides the run itself: software, hardware and its number."""
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
+        "albert_jax": albert_jax.__version__,
         "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
         "flax": flax.__version__,
         "optax": optax.__version__,
         "orbax": ocp.__version__,
         "numpy": np.__version__,
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
-        "machine": platform.machine(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "mesh": f"{mesh.size} devices",
     }
 
 
@@ -77,8 +83,8 @@ def check_same_run(saved: dict[str, Any], current: dict[str, Any], workdir: str 
         if old.get(name) != new.get(name) and name not in RESUMABLE_FIELDS
     ]
     differences += [
-        f"the {what} was {saved[what][:12]} and is now {current[what][:12]}"
-        for what in ("data_fingerprint", "vocabulary_sha256")
+        f"{what} was {str(saved[what])[:12]} and is now {str(current[what])[:12]}"
+        for what in ("data_fingerprint", "vocabulary_sha256", "plan", "rows_per_step")
         if saved[what] != current[what]
     ]
     if differences:
@@ -268,7 +274,12 @@ class Checkpoints:
         for step in steps:
             try:
                 restored = self._restore_step(step, like, mesh)
-            except Exception as e:  # the configs agree, so whatever goes wrong here is damage
+            except (UserError, MemoryError):
+                raise
+            except Exception as e:
+                # The run is the same, so this is damage, unless the storage itself cannot be read now.
+                if isinstance(e, OSError) and not isinstance(e, FileNotFoundError):
+                    raise UserError(f"checkpoint {step} of {self.directory} cannot be read ({_first_line(e)}).") from e
                 _log.warning(
                     "checkpoint %s of %s is damaged (%s); trying the one before.", step, self.directory, _first_line(e)
                 )
@@ -294,6 +305,7 @@ class Checkpoints:
 
     def _restore_step(self, step: int, like: TrainState, mesh: Mesh) -> Restored:
         meta = _load_meta(self._manager, step)
+        check_same_run(meta, self._identity, self.directory.parent)
         place = replicated(mesh)
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like)
         rest = target._asdict()

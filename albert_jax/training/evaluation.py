@@ -10,10 +10,10 @@ from jax.sharding import Mesh
 
 from albert_jax.data.stream import IGNORED, Batch, PretrainingStream
 from albert_jax.model import Parameters
-from albert_jax.training.objective import Totals, zero_totals
+from albert_jax.training.objective import Totals
 from albert_jax.training.sharding import place_batch
 
-EvalStep = Callable[[Parameters, Totals, Batch], Totals]
+EvalStep = Callable[[Parameters, Batch], Totals]
 
 
 def unigram_loss(labels: np.ndarray, counts: np.ndarray) -> float:
@@ -70,7 +70,8 @@ class Evaluator:
           params: the parameters.
           give_up: asked before each batch; where it says yes, None is returned.
         """
-        totals, labels = jax.device_put(zero_totals()), []
+        totals: list[Totals] = []
+        labels = []
         for start in range(0, self._rows, self._batch_rows):
             if give_up():
                 return None
@@ -80,10 +81,12 @@ class Evaluator:
                 batch.mlm_labels[-extra:], batch.sop_labels[-extra:] = IGNORED, IGNORED
             if math.isnan(self._unigram_loss):
                 labels.append(batch.mlm_labels)
-            totals = self._step(params, totals, place_batch(batch, self._mesh))
+            totals.append(self._step(params, place_batch(batch, self._mesh)))
         if labels:
             self._unigram_loss = unigram_loss(np.concatenate(labels), self._unigrams)
-        t = {name: float(total) for name, total in jax.device_get(totals)._asdict().items()}
+        # Over a large split float32 could not count the targets, so batches are added in float64.
+        sums = np.sum(np.array(jax.device_get(totals), np.float64), axis=0)
+        t = dict(zip(Totals._fields, map(float, sums), strict=True))
         low, high = wilson_interval(t["sop_correct"], t["sop_count"])
         mlm_count, sop_count = int(t["mlm_count"]), int(t["sop_count"])
         return {

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a new run's parameters come from: fresh, or from another run or a Hugging Face directory."""
 
+import hashlib
 import logging
 import pathlib
 
@@ -8,6 +9,7 @@ import ml_collections
 import numpy as np
 from flax import traverse_util
 
+from albert_jax.config import AlbertConfig
 from albert_jax.convert.huggingface import load_pretrained
 from albert_jax.errors import UserError
 from albert_jax.model import Parameters
@@ -26,7 +28,8 @@ def starting_parameters(config: ml_collections.ConfigDict) -> Parameters:
       config: the run's; `init_from` is a workdir of ours or a directory with a Hugging Face checkpoint.
 
     Raises:
-      UserError: where `init_from` is neither, or holds an array that the model has no place of that shape for.
+      UserError: where `init_from` is neither, is of another vocabulary or computes otherwise (heads, activation), or
+        holds an array that the model has no place of that shape for.
     """
     fresh = initial_parameters(config)
     if not config.init_from:
@@ -34,15 +37,44 @@ def starting_parameters(config: ml_collections.ConfigDict) -> Parameters:
     source = pathlib.Path(config.init_from)
     if (source / "checkpoints").is_dir():
         given, meta = load_parameters(source)
+        architecture, vocabulary = AlbertConfig.from_dict(meta["config"]["model"]), meta["vocabulary_sha256"]
         _log.info("starting from step %s of %s, with a fresh optimizer.", meta["step"], source)
     elif (source / "config.json").is_file():
-        given, _, _ = load_pretrained(source)
+        given, architecture, _ = load_pretrained(source)
+        vocabulary = _vocabulary_of(source)
         _log.info("starting from the Hugging Face checkpoint %s, with a fresh optimizer.", source)
     else:
         raise UserError(
             f"init_from={source} is neither a training workdir nor a directory with a Hugging Face checkpoint."
         )
+    _check_vocabulary(vocabulary, _vocabulary_of(pathlib.Path(config.data.path)), source)
+    _check_arithmetic(architecture, AlbertConfig.from_dict(config.model.to_dict()), source)
     return _overlay(fresh, given, source)
+
+
+def _check_vocabulary(given: str | None, wanted: str | None, source: pathlib.Path) -> None:
+    """Refuses the embeddings of another vocabulary: they would mean other words."""
+    if given is None or wanted is None:
+        _log.warning("%s has no spiece.model: whether its vocabulary is the data set's cannot be checked.", source)
+    elif given != wanted:
+        raise UserError(
+            f"{source} was trained with another vocabulary than the data set's ({given[:12]}, not {wanted[:12]}); "
+            "build the data set with its spiece.model."
+        )
+
+
+def _vocabulary_of(directory: pathlib.Path) -> str | None:
+    """sha256 of a directory's spiece.model, if it has one."""
+    file = directory / "spiece.model"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
+def _check_arithmetic(given: AlbertConfig, wanted: AlbertConfig, source: pathlib.Path) -> None:
+    """Refuses weights whose shapes fit but which were trained to be computed with otherwise."""
+    for name in ("num_attention_heads", "hidden_act", "layer_norm_eps"):
+        old, new = getattr(given, name), getattr(wanted, name)
+        if old != new:
+            raise UserError(f"{source} was trained with {name} {old!r}, not {new!r}; pass --config.model.{name}={old}.")
 
 
 def _overlay(fresh: Parameters, given: Parameters, source: pathlib.Path) -> Parameters:

@@ -114,7 +114,7 @@ def rows_per_step(config: ml_collections.ConfigDict, stream: PretrainingStream, 
     """How many rows one optimizer step consumes.
 
     A batch that is given in examples is turned into rows by the plan's mean, rounded to a power of two or a small
-    multiple of one (so by less than 2 %), whatever the mesh, so that the same run goes on elsewhere.
+    multiple of one (by less than 2 % from 32 rows on), whatever the mesh, so that the same run goes on elsewhere.
 
     Raises:
       UserError: where the rows cannot be split evenly, or the corpus is smaller than the batch.
@@ -129,9 +129,10 @@ def rows_per_step(config: ml_collections.ConfigDict, stream: PretrainingStream, 
         rows = max(1, round(exact / grain)) * grain
         _log.info("a batch of %s examples is %s rows.", f"{size:,}", f"{rows:,}")
     if rows % (devices * parts):
+        fitting = max(1, round(rows / (devices * parts))) * devices * parts
         raise UserError(
-            f"a batch of {rows} rows cannot be split over {devices} devices x {parts} micro-batches; make batch.size "
-            f"(in {unit}) a multiple of {devices * parts}, or change mesh.data or batch.accumulation."
+            f"a batch of {rows} rows cannot be split over {devices} devices x {parts} micro-batches; pass "
+            f"--config.batch.unit=rows --config.batch.size={fitting}, or change mesh.data or batch.accumulation."
         )
     if rows > stream.plan.rows:
         raise UserError(
@@ -162,7 +163,7 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-def _identity(config: ml_collections.ConfigDict, data: Data, rows: int) -> dict[str, Any]:
+def _identity(config: ml_collections.ConfigDict, data: Data, rows: int, mesh: Mesh) -> dict[str, Any]:
     """What makes this run this run; see `albert_jax.training.checkpoint`."""
     return {
         "config": config.to_dict(),
@@ -172,12 +173,12 @@ def _identity(config: ml_collections.ConfigDict, data: Data, rows: int) -> dict[
         "vocabulary_sha256": data.vocabulary.sha256,
         "plan": data.train.plan.digest,
         "rows_per_step": rows,
-        "versions": versions(),
+        "versions": versions(mesh),
     }
 
 
 class Run:
-    """One process's part in a training run.
+    """A training run, in one process with any number of devices.
 
     Args:
       config: resolved, see `albert_jax.training.recipe`.
@@ -193,7 +194,7 @@ class Run:
         self.data = open_data(config)
         self.mesh: Mesh = make_mesh(config.mesh.data)
         self.rows = rows_per_step(config, self.data.train, self.mesh.size)
-        identity = _identity(config, self.data, self.rows)
+        identity = _identity(config, self.data, self.rows, self.mesh)
         claim_workdir(workdir, identity)
         self._copy_vocabulary()
         self.checkpoints = Checkpoints(workdir, config.checkpoint.keep, identity)
@@ -239,10 +240,8 @@ class Run:
         Returns:
           Whether the run is finished.
         """
-        processes, process = jax.process_count(), jax.process_index()
-        share = self.rows // processes
         loader = Loader(
-            lambda position: self.data.train.batch(position + process * share, share),
+            lambda position: self.data.train.batch(position, self.rows),
             start=self.position,
             stride=self.rows,
             ahead=self.config.data.prefetch,
@@ -259,13 +258,13 @@ class Run:
         batches, in_flight = iter(loader), collections.deque[jax.Array]()
         while True:
             done = self.step == c.steps
-            if self.step and self.step % c.log.every == 0 and tokens:
+            if tokens and (done or self.step % c.log.every == 0):
                 seconds, wait = time.perf_counter() - began, loader.waited - waited
                 self._log(tokens, seconds, wait)
                 tokens, waited, began = 0, loader.waited, time.perf_counter()
             if self.step and (done or self.step % c.eval.every == 0) and self.step != evaluated:
                 pause = time.perf_counter()
-                self._evaluate(interruption)
+                done = self._evaluate(interruption) and done
                 evaluated = self.step
                 began += time.perf_counter() - pause
             stop = done or interruption.requested
@@ -293,16 +292,18 @@ class Run:
         means, self.state = self._read_sums(self.state)
         host = {
             "epoch": self.position / self.data.train.plan.rows,
-            "tokens": tokens * jax.process_count(),
+            "tokens": tokens,
             "seconds": seconds,
             "input_wait_seconds": wait,
         }
         self.telemetry.log(self.step, means, host)
 
-    def _evaluate(self, interruption: Interruption) -> None:
+    def _evaluate(self, interruption: Interruption) -> bool:
+        """Evaluates, unless the run is interrupted meanwhile; it is made good when the run goes on."""
         results = self.evaluator(self.state.params, lambda: interruption.requested)
         if results is not None:
             self.telemetry.evaluation(self.step, results)
+        return results is not None
 
     def _save(self, *, block: bool) -> None:
         # First the records, then the checkpoint: a run that goes on from it finds every line up to it.

@@ -8,14 +8,16 @@ import ml_collections
 from albert_jax.config import AlbertConfig
 from albert_jax.errors import UserError
 
-# Fields that a resumed run may change: they alter neither the stream of examples nor the arithmetic of a step. Every
-# other
-# field belongs to the run: resuming with another value is refused (albert_jax/training/checkpoint.py).
+# Fields that a resumed run may change: they alter neither the stream of examples nor, but for the last bits on another
+# mesh, the arithmetic of a step. Every other field belongs to the run: resuming with another value is refused
+# (albert_jax/training/checkpoint.py).
 RESUMABLE_FIELDS = (
     "data.path",  # the data set may have moved; its fingerprint may not have changed
     "data.prefetch",
     "checkpoint.every",
     "checkpoint.keep",
+    "eval.every",
+    "eval.rows",
     "log.every",
     "mesh.data",
     "init_from",  # only read when the run starts
@@ -47,7 +49,7 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
 
     c.masking = ml_collections.ConfigDict()
     c.masking.rate = 0.15  # share of an example's tokens that are predicted
-    c.masking.slots = 80  # M, mask slots in a row, at least rate * S and half a slot per example
+    c.masking.slots = 80  # M, mask slots in a row, at least rate * S; more than that let short examples share it
     c.masking.max_ngram = 3  # longest masked span in words; p(n) is proportional to 1/n (paper, section 3.1)
 
     c.batch = ml_collections.ConfigDict()

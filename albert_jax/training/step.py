@@ -134,9 +134,7 @@ def batch_gradient(
     return jax.shard_map(local, mesh=mesh, in_specs=(everywhere, everywhere, rows), out_specs=everywhere)
 
 
-def make_train_step(
-    config: ml_collections.ConfigDict, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]:
+def make_train_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
     """Compiles one optimizer step; the state that is passed in is used up.
 
     Args:
@@ -190,18 +188,13 @@ def make_read_sums(
     return jax.jit(read, out_shardings=replicated(mesh), donate_argnums=0)
 
 
-def make_eval_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable[[Parameters, Totals, Batch], Totals]:
-    """Compiles the evaluation of one batch, added to the totals so far; dropout is off."""
+def make_eval_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable[[Parameters, Batch], Totals]:
+    """Compiles the evaluation of one batch; dropout is off."""
     model = abstract_model(config)
 
     def local(params: Parameters, batch: Batch) -> Totals:
         return jax.lax.psum(evaluate_rows(model, params, batch), DATA)
 
     everywhere, rows = PartitionSpec(), PartitionSpec(DATA)
-    sums = jax.shard_map(local, mesh=mesh, in_specs=(everywhere, rows), out_specs=everywhere)
-
-    def step(params: Parameters, totals: Totals, batch: Batch) -> Totals:
-        return jax.tree.map(jnp.add, totals, sums(params, batch))
-
-    placed = replicated(mesh)
-    return jax.jit(step, in_shardings=(placed, placed, by_rows(mesh)), out_shardings=placed)
+    step = jax.shard_map(local, mesh=mesh, in_specs=(everywhere, rows), out_specs=everywhere)
+    return jax.jit(step, in_shardings=(replicated(mesh), by_rows(mesh)), out_shardings=replicated(mesh))

@@ -81,7 +81,7 @@ class Telemetry:
           device_metrics: name -> scalar `jax.Array`; not read before the next `log`, `evaluation`, `flush` or `close`.
             The screen shows loss, mlm_loss, mlm_accuracy, sop_loss, sop_accuracy, learning_rate and grad_norm.
           host: what the host knows. `seconds` of the interval spent on steps, `input_wait_seconds` of these waited for
-            the loader, and `tokens` that the steps took in become `timing`; all others (epoch, real_share) are recorded
+            the loader, and `tokens` that the steps took in become `timing`; all others (epoch) are recorded
             as they are and must not depend on the clock.
         """
         self._write_pending()

@@ -90,7 +90,7 @@ def measure_ours(options: argparse.Namespace) -> dict[str, Any]:
     times = []
     for _ in range(2 + options.steps):
         start = time.perf_counter()
-        state = jax.block_until_ready(step(state, batch))
+        state, _ = jax.block_until_ready(step(state, batch))
         times.append(time.perf_counter() - start)
     median = statistics.median(times[2:])
     return {
