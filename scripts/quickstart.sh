@@ -30,7 +30,7 @@ mkdir -p "$out"
 touch "$out/.quickstart"
 
 # 1. A vocabulary, by ALBERT's recipe, from the embedded corpus.
-run "$py" -m pretrain_data vocab --source python-docs --size 4000 --out "$out/vocab"
+run "$py" -m pretrain_data vocab --source python-docs --size 8000 --out "$out/vocab"
 
 # 2. Text -> sentences -> tokens -> a TFDS data set with a training and a validation split.
 run "$py" -m pretrain_data build --source python-docs --vocab "$out/vocab/spiece.model" --validation-fraction 0.08 --out "$out/data"

@@ -26,8 +26,9 @@ def random_examples(count: int, longest: int, vocabulary: int, seed: int = 0) ->
 def lay_out(rows: list[list[dict]], slots: int, mask_slots: int, examples: int) -> Batch:
     """A batch with the given examples in each row, first come first placed."""
     count = len(rows)
+    grids = {name: np.zeros((count, slots), np.int32) for name in Batch._fields[:4]}
     batch = Batch(
-        *(np.zeros((count, slots), np.int32) for _ in range(4)),
+        **grids,
         mlm_positions=np.zeros((count, mask_slots), np.int32),
         mlm_labels=np.full((count, mask_slots), IGNORED, np.int32),
         cls_positions=np.zeros((count, examples), np.int32),

@@ -106,7 +106,7 @@ def test_a_value_that_cannot_be_is_refused_by_name(runs: Runs, tmp_path, fields,
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused(runs: Runs, tmp_path):
     sentence = runs.train(runs.arguments(tmp_path / "w", {"batch.size": 12, "batch.accumulation": 1}), devices=8)
-    assert_refused(sentence, "12 rows", "8 devices", "multiple of 8")
+    assert_refused(sentence, "12 rows", "8 devices", "batch.size")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

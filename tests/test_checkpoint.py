@@ -25,6 +25,11 @@ from albert_jax.training.sharding import make_mesh, replicated
 from albert_jax.training.step import TrainState, initial_parameters, initial_state, zero_sums
 
 pytest_plugins = ["runs"]
+# Orbax gives up its other reads of a bad file with these.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning"),
+]
 NEWEST, BEFORE = STEPS, TINY["checkpoint.every"] * 2
 
 
@@ -177,8 +182,6 @@ def as_bytes(tree: Any) -> list[bytes]:
     return sorted(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))
 
 
-# Orbax gives up its other reads of a bad file with these.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")
 @pytest.mark.parametrize("damage", [flip, truncate, pathlib.Path.unlink])
 def test_no_damaged_file_of_the_newest_checkpoint_ever_gives_a_wrong_state(straight, like, tmp_path, caplog, damage):
     """Every file in turn: what is restored is exactly the newest state, or exactly the one before, which is said."""

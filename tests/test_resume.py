@@ -163,13 +163,13 @@ def test_another_configuration_is_refused_by_name(runs, straight, field, old, ne
 def test_another_data_set_is_refused_by_its_fingerprint(runs, straight, other):
     fingerprint = json.loads((runs.data / "manifest.json").read_text())["splits"]["train"]["fingerprint"]
     sentence = refused(runs, straight, {"data.path": other["text"]})
-    assert f"the data_fingerprint was {fingerprint[:12]} and is now" in sentence
+    assert f"data_fingerprint was {fingerprint[:12]} and is now" in sentence
     assert "vocabulary" not in sentence.split("use another")[0]
 
 
 def test_another_vocabulary_is_refused(runs, straight, other):
     sentence = refused(runs, straight, {"data.path": other["vocabulary"]})
-    assert "the vocabulary_sha256 was" in sentence
+    assert "vocabulary_sha256 was" in sentence
 
 
 def test_fields_that_may_change_do_not_change_the_result(runs, straight, data, tmp_path):
@@ -183,14 +183,16 @@ def test_fields_that_may_change_do_not_change_the_result(runs, straight, data, t
         "checkpoint.keep": 3,
         "init_from": "",
         "mesh.data": 1,
-        "log.every": 3,
+        "log.every": 4,
+        "eval.every": 7,
+        "eval.rows": 6,
     }
     assert changes.keys() == set(RESUMABLE_FIELDS)
     finished = runs.train(runs.arguments(workdir, changes))
     assert finished.status == 0, finished.err
     assert "resumed from step 8" in finished.out
     assert_same_bits(arrays(straight), arrays(workdir))
-    assert records(straight) == records(workdir)
+    assert records(straight)[:3] == records(workdir)[:3] and records(straight)[2]["step"] == 6
 
 
 @pytest.mark.slow  # it compiles everything anew
