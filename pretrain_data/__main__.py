@@ -150,11 +150,7 @@ def _sentences(sources: list[Source], splitter: SentenceSplitter) -> Iterator[st
 
 def _build(arguments: argparse.Namespace) -> int:
     check_output(arguments.out, arguments.overwrite)
-    # True and False are said, not None, so that a tokenizer_config.json beside the model cannot change the cleaning
-    # unseen.
-    tokenizer = AlbertTokenizer.from_pretrained(
-        arguments.vocab, do_lower_case=not arguments.cased, keep_accents=arguments.keep_accents
-    )
+    tokenizer = _tokenizer(arguments)
     started = time.monotonic()
     sources, splitter = _opened(arguments)
     report = build(
@@ -169,6 +165,21 @@ def _build(arguments: argparse.Namespace) -> int:
     print(report.table())
     print(f"data set: {arguments.out}")
     return 0
+
+
+def _tokenizer(arguments: argparse.Namespace) -> AlbertTokenizer:
+    """The vocabulary, with the cleaning that it was trained for, which `vocab` recorded, or that the options name."""
+    asked = (False if arguments.cased else None, True if arguments.keep_accents else None)
+    tokenizer = AlbertTokenizer.from_pretrained(arguments.vocab, do_lower_case=asked[0], keep_accents=asked[1])
+    recorded = AlbertTokenizer.from_pretrained(arguments.vocab)
+    beside = (tokenizer.vocab_file.parent / "tokenizer_config.json").is_file()
+    if beside and (tokenizer.do_lower_case, tokenizer.keep_accents) != (recorded.do_lower_case, recorded.keep_accents):
+        raise UserError(
+            f"the vocabulary {arguments.vocab} was trained with do_lower_case={recorded.do_lower_case} and "
+            f"keep_accents={recorded.keep_accents}; leave --cased and --keep-accents away, or train another"
+        )
+    print(f"cleaning: do_lower_case={tokenizer.do_lower_case}, keep_accents={tokenizer.keep_accents}")
+    return tokenizer
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 """Trains a SentencePiece vocabulary by ALBERT's recipe (the command in google-research/albert's README)."""
 
 import io
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -84,7 +85,7 @@ def train_vocabulary(
         )
     except (RuntimeError, OSError) as error:
         raise _trainer_error(error, size, report) from error
-    _write(out, settle_scores(model.getvalue()))
+    _write(out, settle_scores(model.getvalue()), {"do_lower_case": do_lower_case, "keep_accents": keep_accents})
     return report
 
 
@@ -126,13 +127,15 @@ def _trainer_error(error: Exception, size: int, report: VocabularyReport) -> Exc
     return error
 
 
-def _write(out: Path, model: bytes) -> None:
+def _write(out: Path, model: bytes, cleaning: dict[str, bool]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces = "".join(
         f"{processor.id_to_piece(i)}\t{processor.get_score(i):g}\n" for i in range(processor.get_piece_size())
     )
-    for name, content in (("spiece.vocab", pieces.encode()), ("spiece.model", model)):
+    settings = json.dumps(cleaning, indent=2) + "\n"  # what the text was cleaned with, for whoever uses the vocabulary
+    files = {"spiece.vocab": pieces.encode(), "tokenizer_config.json": settings.encode(), "spiece.model": model}
+    for name, content in files.items():
         partial = out / f".{name}.partial"
         partial.write_bytes(content)
         os.replace(partial, out / name)

@@ -10,7 +10,6 @@ card. The directory appears whole or not at all.
 
 import argparse
 import hashlib
-import json
 import pathlib
 import sys
 import tempfile
@@ -19,7 +18,6 @@ from typing import Any
 
 import absl.logging
 
-import albert_jax
 from albert_jax.config import AlbertConfig
 from albert_jax.convert.huggingface import save_pretrained
 from albert_jax.convert.model_card import model_card
@@ -46,11 +44,14 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: int | None = None, ov
     _check_out(out, workdir, overwrite)
     # Imported here because Orbax takes seconds to load, and a misspelt path should not have to wait for it.
     from albert_jax.training.checkpoint import load_parameters
+    from albert_jax.training.telemetry import read_metrics
 
     params, meta = load_parameters(workdir, step)
     config = AlbertConfig.from_dict(meta["model"])
     tokenizer = _tokenizer(workdir / "spiece.model", meta)
-    card = model_card(out.resolve().name, meta, _last_evaluation(workdir, meta["step"]), albert_jax.__version__)
+    card = model_card(
+        out.resolve().name, meta, _last_evaluation(read_metrics(workdir), meta["step"]), meta["versions"]["albert_jax"]
+    )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
@@ -93,20 +94,10 @@ def _tokenizer(file: pathlib.Path, meta: dict[str, Any]) -> AlbertTokenizer:
     return tokenizer
 
 
-def _last_evaluation(workdir: pathlib.Path, step: int) -> dict[str, Any] | None:
-    """The newest evaluation at or before `step` in metrics.jsonl."""
-    path = workdir / "metrics.jsonl"
-    if not path.is_file():
-        return None
-    last = None
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # a line cut off by a kill
-            continue
-        if record.get("kind") == "eval" and record["step"] <= step:
-            last = record
-    return last
+def _last_evaluation(records: list[dict[str, Any]], step: int) -> dict[str, Any] | None:
+    """The newest evaluation at or before `step`."""
+    found = [record for record in records if record["kind"] == "eval" and record["step"] <= step]
+    return found[-1] if found else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,33 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws a run's curves: MLM loss and accuracy, sentence-order accuracy with its 95 % interval, and where it resumed.
 
-python scripts/plot_curves.py runs/quickstart --out docs/quickstart.svg
+python scripts/plot_curves.py runs/quickstart/train --out docs/quickstart.png
 """
 
 import argparse
-import json
 import pathlib
 import sys
 from typing import Any
 
 from albert_jax.errors import UserError
+from albert_jax.training.telemetry import read_metrics
 
 TRAIN, VALIDATION, REFERENCE = "#9aa5b1", "#0b6e99", "#c2410c"
-
-
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`.
-
-    Raises:
-      UserError: where there is none or it holds no training step.
-    """
-    path = workdir / "metrics.jsonl"
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; give the workdir of a training run.")
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    if not any(record["kind"] == "train" for record in records):
-        raise UserError(f"{path} holds no training step yet; train longer than log.every steps.")
-    return records
 
 
 def curve(records: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
@@ -83,7 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.out.suffix not in (".png", ".svg"):
             raise UserError(f"--out must end in .png or .svg, not {options.out.name!r}.")
-        draw(read_metrics(options.workdir), options.out)
+        records = read_metrics(options.workdir)
+        if not any(record["kind"] == "train" for record in records):
+            raise UserError(f"{options.workdir} has no metrics of a training step; give the workdir of a training run.")
+        draw(records, options.out)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

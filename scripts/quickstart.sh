@@ -12,6 +12,9 @@ cd "$(dirname "$0")/.."
 . scripts/environment.sh
 install_once "$environment" quickstart -e '.[quickstart]' || die "the installation into $environment failed; pip's message is above."
 
+# On Linux, large pages for large arrays: less time in the kernel, the same results.
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+
 out="${1:-runs/quickstart}"
 py="$environment/bin/python"
 began=$SECONDS
@@ -43,7 +46,7 @@ printf '\n$ %s   # to be interrupted half-way\n' "${train[*]}"
 trainer=$!
 trap 'kill "$trainer" 2>/dev/null || true' EXIT
 half="$("$py" -c 'from configs.quickstart import get_config; print(get_config().steps // 2)')"
-until "$py" scripts/quickstart_report.py --workdir "$out/train" --reached "$half"; do
+until grep -qs "\"step\": $half," "$out/train/metrics.jsonl"; do
     kill -0 "$trainer" 2>/dev/null || break
     sleep 1
 done

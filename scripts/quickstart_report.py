@@ -12,15 +12,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from albert_jax.training.telemetry import read_metrics
+
 MLM_GAIN = 0.3  # nats below the unigram cross-entropy
 SOP_PAIRS = 2000  # validation pairs that the interval must rest on
-
-
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of a run so far; a line that is still being written is left out."""
-    file = workdir / "metrics.jsonl"
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def goal(name: str, figure: str, wanted: str, met: bool) -> str:
@@ -31,7 +26,10 @@ def goal(name: str, figure: str, wanted: str, met: bool) -> str:
 def report(workdir: pathlib.Path, seconds: float | None) -> str:
     """The closing figures of a run, a line each."""
     records = read_metrics(workdir)
-    last = [record for record in records if record["kind"] == "eval"][-1]
+    evaluations = [record for record in records if record["kind"] == "eval"]
+    if not evaluations:
+        return f"{workdir} holds no evaluation yet."
+    last = evaluations[-1]
     resumed = [record["step"] for record in records if record["kind"] == "resume"]
     gain = last["eval_unigram_loss"] - last["eval_mlm_loss"]
     sop = last["eval_sop_low"] > 0.5 and last["eval_sop_count"] >= SOP_PAIRS
@@ -83,14 +81,11 @@ def probe(workdir: pathlib.Path) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the report, or with --reached only answers by the exit status."""
+    """Prints the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of the training run")
     parser.add_argument("--seconds", type=float, help="how long the training took, to be printed")
-    parser.add_argument("--reached", type=int, help="print nothing; exit 0 if this step is logged, 1 if not yet")
     chosen = parser.parse_args(arguments)
-    if chosen.reached is not None:
-        return 0 if any(record["step"] >= chosen.reached for record in read_metrics(chosen.workdir)) else 1
     print(report(chosen.workdir, chosen.seconds))
     return 0
 

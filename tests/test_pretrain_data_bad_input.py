@@ -156,3 +156,17 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
     arguments = ["--source", tmp_path / "text.txt", "--vocab", vocab, "--out", tmp_path / "out"]
     assert "disk is full" in fails(capsys, "build", *arguments, "--validation-fraction", "0.2")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt"]
+
+
+def test_a_vocabulary_keeps_its_cleaning_and_another_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "\n".join(f"The Müller number {i} met Zoë at the café. She left at {i} o'clock." for i in range(300))
+    (tmp_path / "a.txt").write_text("\n\n".join(text.split("\n")), encoding="utf-8")
+    source = ["--source", str(tmp_path / "a.txt"), "--lines", "sentence"]
+    assert main(["vocab", *source, "--cased", "--size", "120", "--out", str(tmp_path / "vocab")]) == 0
+    build = ["build", *source, "--vocab", str(tmp_path / "vocab"), "--validation-fraction", "0.1"]
+    assert main([*build, "--out", str(tmp_path / "data")]) == 0
+    assert "do_lower_case=False, keep_accents=False" in capsys.readouterr().out
+    assert main([*build, "--keep-accents", "--out", str(tmp_path / "other")]) == 2
+    assert "was trained with do_lower_case=False and keep_accents=False" in capsys.readouterr().err

@@ -376,3 +376,9 @@ def test_the_stream_of_a_made_up_split_is_the_one_that_earlier_versions_gave() -
     for array in stream.batch(plan.rows - 16, 32):  # the end of an epoch and the start of the next
         digest.update(f"{array.shape}".encode() + array.astype("<i4").tobytes())
     assert digest.hexdigest() == GOLDEN
+
+
+def test_in_evaluation_half_of_the_pairs_are_swapped_so_that_a_constant_answer_scores_one_half() -> None:
+    stream = memory_stream(TEXT, SETTINGS[3], shuffle=False)
+    labels = stream.fixed_rows(0, stream.plan.rows).sop_labels
+    assert abs(int(np.sum(labels == 1)) - int(np.sum(labels == 0))) <= 1

@@ -81,7 +81,8 @@ class PretrainingStream:
       vocabulary: the data set's.
       seed: keys everything random.
       longest_ngram: longest masked span, in words.
-      shuffle: False keeps the plan's order (for evaluation).
+      shuffle: False, for evaluation, keeps the plan's order and swaps every other pair, so that a model that always
+        gives the same answer scores one half.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class PretrainingStream:
             raise UserError(f"masking.max_ngram must be at least 1, not {longest_ngram}.")
         self.store, self.plan, self.settings, self.vocabulary = store, plan, settings, vocabulary
         self.seed, self.longest_ngram, self.shuffle = seed, longest_ngram, shuffle
+        self._swaps = None if shuffle else np.cumsum(plan.example_sizes > 1) % 2 == 1
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
     def _rows(self, epoch: int) -> np.ndarray:
@@ -161,7 +163,10 @@ class PretrainingStream:
         b = np.bincount(of, lengths, len(example)).astype(np.int64) - a
         begin = plan.unit_begins[first_unit].astype(np.int64)
         pair = size > 1
-        swapped = pair & (counter_rng.bits(key, _SWAP) >> np.uint64(63) == 1)
+        if self._swaps is None:
+            swapped = pair & (counter_rng.bits(key, _SWAP) >> np.uint64(63) == 1)
+        else:
+            swapped = pair & self._swaps[example]
         return _Examples(
             key=key,
             record=plan.example_records[example],

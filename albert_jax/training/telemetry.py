@@ -195,9 +195,14 @@ def drop_later_records(path: pathlib.Path, step: int) -> None:
 
 def last_evaluation(workdir: str | os.PathLike[str]) -> int:
     """The newest step whose evaluation is recorded in a workdir's `metrics.jsonl`, 0 where there is none."""
+    return max((record["step"] for record in read_metrics(workdir) if record["kind"] == "eval"), default=0)
+
+
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a workdir's `metrics.jsonl` so far, without a last line that is still being written."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return max((record["step"] for record in map(json.loads, lines) if record["kind"] == "eval"), default=0)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _plain(value: Any) -> float | int:
