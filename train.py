@@ -28,6 +28,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory for checkpoints, metrics and TensorBoard events")
 
+_ECHOES = ("Event loop is closed", "Encountered error while reading array index")
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -53,12 +54,12 @@ def parse(arguments: list[str]) -> list[str]:
 
 
 def _report(unraisable: Any) -> None:
-    """Python's report of an error that nothing can catch, but for the echoes of a failed write.
+    """Python's report of an error that nothing can catch, but for the echoes of a failed write or read.
 
-    Where a disk is full, several writes fail at once. Orbax raises the first one's error and closes its event loop; the
-    threads of the others then find it closed, which tells nobody anything.
+    Where a disk is full or a file damaged, several of Orbax's writes or reads fail at once. It raises the first one's
+    error, which this program names in a sentence, and drops the others, which tell nobody anything new.
     """
-    if str(unraisable.exc_value) != "Event loop is closed":
+    if not str(unraisable.exc_value).startswith(_ECHOES):
         sys.__unraisablehook__(unraisable)
 
 

@@ -98,9 +98,7 @@ def matmul_flops(jaxpr) -> int:
 
 def matmuls_of_pretraining(weights, ids, slots, starts, config: AlbertConfig):
     """One row through ALBERT's matmuls, layer after layer; everything else is left out."""
-    x = weights["table"][ids]
-    if config.embedding_size != config.hidden_size:
-        x = x @ weights["mapping"]
+    x = weights["table"][ids] @ weights["mapping"]  # which the model has where E = H too
     split = (len(ids), config.num_attention_heads, -1)
     for _ in range(config.num_hidden_layers):
         q, k, v = ((x @ weights[name]).reshape(split) for name in ("query", "key", "value"))

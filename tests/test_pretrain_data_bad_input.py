@@ -164,7 +164,7 @@ def test_a_vocabulary_keeps_its_cleaning_and_another_is_refused(
     text = "\n".join(f"The Müller number {i} met Zoë at the café. She left at {i} o'clock." for i in range(300))
     (tmp_path / "a.txt").write_text("\n\n".join(text.split("\n")), encoding="utf-8")
     source = ["--source", str(tmp_path / "a.txt"), "--lines", "sentence"]
-    assert main(["vocab", *source, "--cased", "--size", "120", "--out", str(tmp_path / "vocab")]) == 0
+    assert main(["vocab", *source, "--cased", "--size", "60", "--out", str(tmp_path / "vocab")]) == 0
     build = ["build", *source, "--vocab", str(tmp_path / "vocab"), "--validation-fraction", "0.1"]
     assert main([*build, "--out", str(tmp_path / "data")]) == 0
     assert "do_lower_case=False, keep_accents=False" in capsys.readouterr().out
