@@ -16,19 +16,24 @@ install_once "$environment" test -e '.[test]' || die "the installation into $env
 # torch, for the comparisons with transformers' models. Python 3.11 is where a CPU build was run; for other versions pip
 # would fetch several GB of CUDA libraries, so there torch is used only if it is in the environment already.
 if [ "$version" = 3.11 ]; then
-    install_once "$environment" parity -e '.[parity]' || echo "note: torch could not be installed."
+    install_once "$environment" torch -e '.[torch]' 'torch==2.13.0' || echo "note: torch could not be installed."
 fi
 "$environment/bin/python" -c 'import torch' 2>/dev/null ||
     echo "note: no torch in $environment (Python $version): the tests that compare with transformers' models are skipped."
 
-# transformers 4 and 5 cannot share an environment; the tokenizer is compared with both.
+# transformers 4 and 5 cannot share an environment. Tokenizers, Flax classes and files are compared with 4's, and Google's
+# checkpoints are written by TensorFlow, beside it. Each part is a step of its own: what cannot be had is named.
 if [ -z "${ALBERT_JAX_TRANSFORMERS4_PYTHON:-}" ]; then
-    make_environment "$environment-transformers4"
-    if install_once "$environment-transformers4" test transformers==4.57.6 sentencepiece protobuf; then
-        export ALBERT_JAX_TRANSFORMERS4_PYTHON="$PWD/$environment-transformers4/bin/python"
-    else
-        echo "note: transformers 4.57.6 could not be installed: the tests that compare with it are skipped."
-    fi
+    peers="$environment-transformers4"
+    make_environment "$peers"
+    peer() {
+        install_once "$peers" "$1" "${@:2}" || echo "note: $1 could not be installed: tests that compare with it are skipped."
+    }
+    peer transformers transformers==4.57.6 sentencepiece protobuf
+    peer flax 'jax>=0.10.2,<0.13' 'flax>=0.12.8,<0.13' 'optax>=0.2.8,<0.3'
+    peer tensorflow tensorflow-cpu==2.21.0 tf-keras==2.21.0
+    [ "$version" != 3.11 ] || peer torch torch==2.13.0
+    export ALBERT_JAX_TRANSFORMERS4_PYTHON="$PWD/$peers/bin/python"
 fi
 
 # All checks run, whatever the ones before found.

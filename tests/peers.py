@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The second environment, with what cannot live beside transformers 5: transformers 4, its Flax classes, TensorFlow."""
+
+import functools
+import os
+import pathlib
+import subprocess
+
+import pytest
+
+
+def transformers4(*modules: str) -> str:
+    """The interpreter of an environment with transformers 4 and with `modules`, or a skip that says how to have one."""
+    beside = pathlib.Path(__file__).parents[1] / ".venv-transformers4" / "bin" / "python"
+    python = os.environ.get("ALBERT_JAX_TRANSFORMERS4_PYTHON", str(beside) if beside.exists() else "")
+    wanted = ("transformers", *modules)
+    if not python or not _has(python, wanted):
+        pytest.skip(
+            f"no environment with {', '.join(wanted)}: scripts/test.sh makes one, and ALBERT_JAX_TRANSFORMERS4_PYTHON "
+            "names another python that has transformers 4.57.6 and the rest"
+        )
+    return python
+
+
+@functools.cache
+def _has(python: str, modules: tuple[str, ...]) -> bool:
+    """Whether all modules are installed; they are not imported, which would take seconds."""
+    code = f"import importlib.util as u, sys; sys.exit(not all(u.find_spec(m) for m in {modules!r}))"
+    return subprocess.run([python, "-c", code], check=False).returncode == 0
