@@ -169,8 +169,10 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _tokenizer(arguments: argparse.Namespace) -> AlbertTokenizer:
     """The vocabulary, with the cleaning that it was trained for, which `vocab` recorded, or that the options name."""
-    asked = (False if arguments.cased else None, True if arguments.keep_accents else None)
-    tokenizer = AlbertTokenizer.from_pretrained(arguments.vocab, do_lower_case=asked[0], keep_accents=asked[1])
+    asked = ({"do_lower_case": False} if arguments.cased else {}) | (
+        {"keep_accents": True} if arguments.keep_accents else {}
+    )
+    tokenizer = AlbertTokenizer.from_pretrained(arguments.vocab, **asked)
     recorded = AlbertTokenizer.from_pretrained(arguments.vocab)
     beside = (tokenizer.vocab_file.parent / "tokenizer_config.json").is_file()
     if beside and (tokenizer.do_lower_case, tokenizer.keep_accents) != (recorded.do_lower_case, recorded.keep_accents):

@@ -296,7 +296,9 @@ def _manifest(
             "sha256": hashlib.sha256(vocabulary.read_bytes()).hexdigest(),
             "size": tokenizer.vocab_size,
             "do_lower_case": tokenizer.do_lower_case,
+            "remove_space": tokenizer.remove_space,
             "keep_accents": tokenizer.keep_accents,
+            "cleaning": tokenizer.cleaning,
         },
         "splits": {
             split: {**content, "text_bytes": report.splits[split].text_bytes} for split, content in found.items()
