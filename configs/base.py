@@ -22,6 +22,9 @@ is that of 4,096 full rows and thus an upper bound; it counts 3 x the forward ma
 bf16 peak on v4, v5e and v5p, 40 % on v6e and H100: an assumption, not a measurement. `batch.accumulation` divides a
 step to fit the memory.
 Masking: 15 % of each example's tokens, in n-grams of 1 to 3 words; 80 mask slots a row.
+Sharing: all layers share one set of weights. The other strategies of the paper's table 4, for base: none is
+`--config.model.num_hidden_groups=12`; attention only, or the feed-forward part only, is that and
+`--config.model.shared_across_groups=attention`, or `=ffn`; other numbers of groups share within each.
 Clipping: the global norm of the whole batch's gradient, at 1. Compute: bfloat16 over float32 parameters.
 
 What differs from Google's runs, by our choice or by need:

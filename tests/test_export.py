@@ -17,7 +17,7 @@ import sentencepiece
 from flax import traverse_util
 
 from albert_jax.config import AlbertConfig
-from albert_jax.convert.huggingface import load_pretrained
+from albert_jax.model import FlaxAlbertForPreTraining
 from albert_jax.tokenization import AlbertTokenizer
 from albert_jax.training.checkpoint import Checkpoints, versions
 from albert_jax.training.recipe import pretraining
@@ -95,8 +95,9 @@ def test_the_export_is_complete_and_holds_the_checkpoints_bits_and_flags(
 ) -> None:
     assert sorted(file.name for file in exported.iterdir()) == FILES
     assert sorted(file.name for file in exported.parent.iterdir()) == ["model"]  # nothing temporary stays behind
-    params, config, missing = load_pretrained(exported)
-    assert missing == [] and (config.hidden_size, config.initializer_range) == (32, 0.3)
+    model, info = FlaxAlbertForPreTraining.from_pretrained(exported, output_loading_info=True)
+    params, config = model.params, model.config
+    assert not any(info.values()) and (config.hidden_size, config.initializer_range) == (32, 0.3)
     start = traverse_util.flatten_dict(initial_parameters(pretraining(config)), sep="/")
     for path, value in traverse_util.flatten_dict(params, sep="/").items():
         assert np.array_equal(value, start[path] + np.float32(0.01) + np.float32(0.01)), path

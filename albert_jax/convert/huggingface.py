@@ -1,233 +1,284 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our parameters <-> the files of transformers' `AlbertForPreTraining`: config.json and model.safetensors.
+"""Our parameters <-> the names and files of transformers' ALBERT classes.
 
 The mapping is mechanical, because the attribute names agree: a path's parts are joined by "." and the leaf renamed. A
 kernel is the transpose of torch's `weight`; a LayerNorm's `scale` and a table's `embedding` are its `weight` unchanged.
-The MLM head's output table is the input table, so it is in neither file. NumPy only: neither torch nor JAX is needed.
+transformers 4's Flax classes use our own names. The MLM head's output table is the input table, so it is stored once.
+
+Here parameters are flat: path ("albert/pooler/kernel") -> array. JAX is not needed.
 """
 
+import dataclasses
 import json
+import logging
+import os
 import pathlib
-from collections.abc import Iterator
-from typing import Any
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-import ml_dtypes  # noqa: F401  (gives NumPy the bfloat16 that some checkpoints are stored in)
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from albert_jax.config import AlbertConfig
+from albert_jax.convert.weight_files import read_weights
 from albert_jax.errors import UserError
 
-Parameters = dict[str, Any]  # nested; as albert_jax.model.Parameters
-Tensors = dict[str, np.ndarray]
+Flat = dict[str, np.ndarray]
+Shape = tuple[int, ...]
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-_TABLE = "albert.embeddings.word_embeddings.weight"
-# Second names of a tied tensor, and the name that it goes by here.
-_TIED = {"predictions.decoder.weight": _TABLE, "predictions.decoder.bias": "predictions.bias"}
+_log = logging.getLogger(__name__)
+_ENCODER = ("embeddings/", "encoder/", "pooler/")  # what transformers calls AlbertModel, and stores without a prefix
+_PREFIX = "albert/"
+_TABLE = "albert/embeddings/word_embeddings/embedding"
 # Not parameters: index tables that old versions of transformers stored.
-_BUFFERS = ("albert.embeddings.position_ids", "albert.embeddings.token_type_ids")
+_BUFFERS = ("embeddings/position_ids", "embeddings/token_type_ids")
+_OURS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+_OTHERS = ("flax_model.msgpack", "flax_model.msgpack.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-# --- the mapping ------------------------------------------------------------------------------------------------------
+class Checkpoint(NamedTuple):
+    """Somebody's parameters.
+
+    Attributes:
+      tensors: path -> array, in the dtype in which it is stored.
+      source: the file, for messages.
+      spell: gives the checkpoint's own name of a path.
+    """
+
+    tensors: Flat
+    source: str
+    spell: Callable[[str], str]
 
 
-def parameter_shapes(config: AlbertConfig) -> dict[str, tuple[int, ...]]:
-    """Path ("/"-joined) -> shape of every parameter of the pretraining model, as our model has them."""
-    v, e, h, f = config.vocab_size, config.embedding_size, config.hidden_size, config.intermediate_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "albert/embeddings/word_embeddings/embedding": (v, e),
-        "albert/embeddings/position_embeddings/embedding": (config.max_position_embeddings, e),
-        "albert/embeddings/token_type_embeddings/embedding": (config.type_vocab_size, e),
-        **_layer_norm("albert/embeddings/LayerNorm", e),
-        **_dense("albert/encoder/embedding_hidden_mapping_in", e, h),
-    }
-    for g in range(config.num_hidden_groups):
-        for j in range(config.inner_group_num):
-            layer = f"albert/encoder/albert_layer_groups/{g}/albert_layers/{j}"
-            for name in ("query", "key", "value", "dense"):
-                shapes |= _dense(f"{layer}/attention/{name}", h, h)
-            shapes |= _layer_norm(f"{layer}/attention/LayerNorm", h)
-            shapes |= _dense(f"{layer}/ffn", h, f) | _dense(f"{layer}/ffn_output", f, h)
-            shapes |= _layer_norm(f"{layer}/full_layer_layer_norm", h)
-    shapes |= _dense("albert/pooler", h, h)
-    shapes |= _dense("predictions/dense", h, e) | _layer_norm("predictions/LayerNorm", e) | {"predictions/bias": (v,)}
-    return shapes | _dense("sop_classifier/classifier", h, 2)
+class Fitted(NamedTuple):
+    """What a checkpoint gives to a model.
+
+    Attributes:
+      params: path -> array, for all that both have.
+      missing: the model's paths that the checkpoint lacks.
+      unexpected: the checkpoint's own names of what the model lacks.
+      mismatched: the model's paths that have another shape in the checkpoint, where that is allowed.
+    """
+
+    params: Flat
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]
 
 
-def _dense(path: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
-    return {f"{path}/kernel": (inputs, outputs), f"{path}/bias": (outputs,)}
-
-
-def _layer_norm(path: str, size: int) -> dict[str, tuple[int, ...]]:
-    return {f"{path}/scale": (size,), f"{path}/bias": (size,)}
+# --- names ------------------------------------------------------------------------------------------------------------
 
 
 def tensor_name(path: str) -> str:
     """transformers' name of a parameter: "albert/pooler/kernel" is "albert.pooler.weight"."""
     *module, leaf = path.split("/")
-    return ".".join([*module, _LEAVES[leaf]])
+    return ".".join([*module, "bias" if leaf == "bias" else "weight"])
 
 
-def _turned(path: str, array: np.ndarray) -> np.ndarray:
+def _path(name: str, array: np.ndarray) -> str:
+    """Our path of transformers' name, old spellings (gamma, beta) included."""
+    *module, leaf = name.split(".")
+    if leaf == "weight" or leaf == "gamma":
+        table = bool(module) and module[-1].endswith("_embeddings")
+        leaf = "embedding" if table else "scale" if array.ndim == 1 else "kernel"
+    return "/".join([*module, "bias" if leaf == "beta" else leaf])
+
+
+def turned(path: str, array: np.ndarray) -> np.ndarray:
     """Between torch's [out, in] and our [in, out]: its own inverse."""
     return np.ascontiguousarray(array.T) if path.endswith("/kernel") else array
 
 
-def _leaves(tree: Parameters, path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{path}{key}/")
-        else:
-            yield f"{path}{key}", value
+def _from_torch(tensors: Mapping[str, np.ndarray]) -> Flat:
+    flat = {}
+    for name, array in tensors.items():
+        path = _path(name, array)
+        flat[path] = turned(path, array)
+    return flat
 
 
-def to_tensors(params: Parameters, config: AlbertConfig) -> Tensors:
-    """transformers' tensors, float32, from our parameters.
-
-    Args:
-      params: nested dict of the pretraining model's parameters.
-      config: the architecture that they must fit.
-
-    Raises:
-      UserError: naming parameters that are missing, unexpected, of another shape or not finite.
-    """
-    shapes, given = parameter_shapes(config), dict(_leaves(params))
-    if shapes.keys() != given.keys():
-        raise UserError(
-            f"these parameters are not those of the configuration: missing {sorted(shapes.keys() - given.keys())[:3]}, "
-            f"unexpected {sorted(given.keys() - shapes.keys())[:3]}; convert them with their own configuration."
-        )
-    tensors = {}
-    for path, value in given.items():
-        array = np.asarray(value, dtype=np.float32)
-        if array.shape != shapes[path]:
-            raise UserError(f"parameter {path} has shape {array.shape}, but the configuration asks for {shapes[path]}.")
-        if not np.isfinite(array).all():
-            raise UserError(f"parameter {path} holds values that are not finite; take an earlier checkpoint.")
-        tensors[tensor_name(path)] = np.ascontiguousarray(_turned(path, array))
-    return tensors
+# --- in ---------------------------------------------------------------------------------------------------------------
 
 
-def from_tensors(
-    tensors: Tensors, config: AlbertConfig, source: str = "the checkpoint"
-) -> tuple[Parameters, list[str]]:
-    """Our parameters from transformers' tensors.
+def read_checkpoint(directory: str | pathlib.Path, from_pt: bool = False) -> Checkpoint:
+    """Reads the weights of a directory that transformers or this project saved; see `read_weights` for the files.
 
     Args:
-      tensors: name -> array in any float dtype; a stored second copy of a tied tensor is compared and dropped.
-      config: the architecture.
-      source: what to call the checkpoint in messages.
-
-    Returns:
-      The nested dict of float32 arrays, and the names of the tensors that the checkpoint lacks, whose parameters are
-      absent.
+      directory: holds them.
+      from_pt: take a file of torch's where there are others too.
 
     Raises:
-      UserError: for a tensor that has no place in the model, has another shape, or contradicts the tying.
+      UserError: where there is none, or it is damaged or holds more than weights.
     """
-    shapes = parameter_shapes(config)
-    rest = {name: array for name, array in tensors.items() if name not in _BUFFERS}
-    _untie(rest, source)
-    params: Parameters = {}
-    missing = []
+    weights, file = read_weights(pathlib.Path(directory), from_pt)
+    if any(name.endswith((".weight", ".gamma")) for name in weights):
+        return Checkpoint(_from_torch(weights), str(file), tensor_name)
+    return Checkpoint({name.replace(".", "/"): array for name, array in weights.items()}, str(file), str)
+
+
+def fit(checkpoint: Checkpoint, shapes: Mapping[str, Shape], ignore_mismatched_sizes: bool = False) -> Fitted:
+    """Finds a model's parameters in a checkpoint of any ALBERT class.
+
+    Args:
+      checkpoint: of any head or none; a stored second copy of a tied tensor is compared and dropped.
+      shapes: path -> shape of each of the model's parameters.
+      ignore_mismatched_sizes: whether a parameter of another shape counts as lacking; otherwise it is refused.
+
+    Raises:
+      UserError: where a tensor has another shape or contradicts the tying, or nothing fits.
+    """
+    rest = _with_prefix_of(shapes, checkpoint.tensors)
+    if any(path.startswith("predictions/") for path in shapes):
+        _untie(rest, checkpoint)
+    params, missing, mismatched = {}, [], []
     for path, shape in shapes.items():
-        name = tensor_name(path)
-        if name not in rest:
-            missing.append(name)
-            continue
-        array = _turned(path, np.asarray(rest.pop(name), dtype=np.float32))
-        if array.shape != shape:
-            found, expected = _turned(path, array).shape, shape[::-1] if path.endswith("/kernel") else shape
-            raise UserError(f"{name} of {source} has shape {found}, but its config.json asks for {expected}.")
-        _insert(params, path, array)
-    if rest:
-        raise UserError(
-            f"{source} holds {len(rest)} tensors that AlbertForPreTraining does not have, e.g. {min(rest)}; give a "
-            "checkpoint of the pretraining or the masked-LM model."
-        )
+        if path not in rest:
+            missing.append(path)
+        elif rest[path].shape != shape:
+            if not ignore_mismatched_sizes:
+                _refuse_shape(checkpoint, path, rest[path], shape)
+            mismatched.append(path)
+            del rest[path]
+        else:
+            params[path] = rest.pop(path)
     if not params:
-        raise UserError(f"{source} holds no tensors of an ALBERT model.")
-    return params, missing
+        raise UserError(f"{checkpoint.source} holds no weights of an ALBERT model; check what it is.")
+    unexpected = [checkpoint.spell(path) for path in rest if not path.removeprefix(_PREFIX).startswith(_BUFFERS)]
+    return Fitted(params, missing, sorted(unexpected), mismatched)
 
 
-def _untie(tensors: Tensors, source: str) -> None:
+def _with_prefix_of(shapes: Mapping[str, Shape], tensors: Flat) -> Flat:
+    """The tensors, with the prefix "albert/" put before the encoder's or taken away, as the model has it."""
+    wanted = any(path.startswith(_PREFIX) for path in shapes)
+    if wanted and not any(path.startswith(_PREFIX) for path in tensors):
+        return {_PREFIX + path if path.startswith(_ENCODER) else path: array for path, array in tensors.items()}
+    return dict(tensors) if wanted else {path.removeprefix(_PREFIX): array for path, array in tensors.items()}
+
+
+def _untie(tensors: Flat, checkpoint: Checkpoint) -> None:
     """Removes second copies of tied tensors; one that stands alone takes its first name."""
-    for name, first in _TIED.items():
-        if name not in tensors:
+    tied = {"predictions/decoder/kernel": _TABLE, "predictions/decoder/bias": "predictions/bias"}
+    for second, first in tied.items():
+        if second not in tensors:
             continue
-        copy = tensors.pop(name)
+        copy = turned(second, tensors.pop(second))
         if not np.array_equal(tensors.setdefault(first, copy), copy):
             raise UserError(
-                f"{name} of {source} differs from {first}, and ALBERT's output layer is its input table; "
-                "give a checkpoint that was trained tied."
+                f"{checkpoint.spell(second)} of {checkpoint.source} differs from {checkpoint.spell(first)}, and the "
+                "output layer of ALBERT is its input table; give a checkpoint that was trained tied."
             )
 
 
-def _insert(tree: Parameters, path: str, value: np.ndarray) -> None:
-    *parents, leaf = path.split("/")
-    for key in parents:
-        tree = tree.setdefault(key, {})
-    tree[leaf] = value
+def _refuse_shape(checkpoint: Checkpoint, path: str, array: np.ndarray, shape: Shape) -> None:
+    found, expected = array.shape, shape
+    if checkpoint.spell is tensor_name and path.endswith("/kernel"):  # name the shapes as the file has them
+        found, expected = found[::-1], expected[::-1]
+    raise UserError(
+        f"{checkpoint.spell(path)} of {checkpoint.source} has shape {found}, but the model's configuration asks for "
+        f"{expected}; give the configuration that it was saved with."
+    )
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- models that the format has no form for -------------------------------------------------------------------------
 
 
-def save_pretrained(directory: str | pathlib.Path, params: Parameters, config: AlbertConfig) -> list[pathlib.Path]:
-    """Writes config.json and model.safetensors, which transformers 4 and 5 load as `AlbertForPreTraining`.
+def unshared(params: Mapping[str, Any], config: AlbertConfig) -> tuple[Flat, AlbertConfig]:
+    """The same network with a copy for each group of what its groups share; it computes the same outputs.
+
+    Hugging Face's format knows nothing shared across groups. What is trained on from the result is not shared any more.
+
+    Args:
+      params: path -> array, of a model with `config.shared_across_groups`.
+      config: its architecture.
+
+    Returns:
+      Parameters and configuration of a model that shares nothing across groups.
+    """
+    flat = {path: np.asarray(value) for path, value in params.items()}
+    parts = {"nothing": (), "attention": ("attention/",), "ffn": ("ffn/", "ffn_output/", "full_layer_layer_norm/")}
+    copies: Flat = {}
+    for path, value in flat.items():
+        start, found, layer = path.partition("albert_layer_groups/0/")
+        if found and layer.split("/", 2)[2].startswith(parts[config.shared_across_groups]):
+            copies |= {f"{start}albert_layer_groups/{g}/{layer}": value for g in range(1, config.num_hidden_groups)}
+    return flat | copies, dataclasses.replace(config, shared_across_groups="nothing")
+
+
+# --- out --------------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    directory: str | pathlib.Path,
+    params: Mapping[str, Any],
+    config: AlbertConfig,
+    architecture: str,
+    max_shard_size: int | str = "10GB",
+) -> list[pathlib.Path]:
+    """Writes config.json and model.safetensors, which transformers 4 and 5 load as the class `architecture`.
 
     Args:
       directory: made if need be; files of these names are replaced.
-      params: nested dict of the pretraining model's parameters; stored as float32.
+      params: path -> array; each is stored in its own dtype.
       config: their architecture.
+      architecture: name of transformers' torch class.
+      max_shard_size: weights beyond this are split over several files and an index; bytes, or like "5GB".
 
     Returns:
       The files written.
 
     Raises:
-      UserError: where parameters and config do not fit, or the directory cannot be written.
+      UserError: where a parameter is not finite, the format has no form for the model, or the directory cannot be
+        written.
     """
     directory = pathlib.Path(directory)
-    tensors = to_tensors(params, config)
-    kind = {"architectures": ["AlbertForPreTraining"], "model_type": "albert", "dtype": "float32"}
-    files = [directory / "config.json", directory / "model.safetensors"]
+    tensors = {tensor_name(path): turned(path, _finite(path, np.asarray(value))) for path, value in params.items()}
+    dtypes = sorted({str(array.dtype) for array in tensors.values()})
+    values = config.to_hub_dict(architecture, dtypes[0] if len(dtypes) == 1 else "float32")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        files[0].write_text(json.dumps(kind | config.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        save_file(tensors, files[1], metadata={"format": "pt"})  # without it, transformers 4 refuses the file
+        files = _save_weights(directory, tensors, max_shard_size)
+        text = json.dumps(values, indent=2, sort_keys=True) + "\n"
+        (directory / "config.json").write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as e:
         raise UserError(f"{directory} cannot be written ({e}); make room or choose another directory.") from e
-    return files
+    for name in _OTHERS:
+        if (directory / name).exists():
+            _log.warning("%s still lies beside the weights just saved, and some programs prefer it.", directory / name)
+    return [directory / "config.json", *files]
 
 
-def load_pretrained(directory: str | pathlib.Path) -> tuple[Parameters, AlbertConfig, list[str]]:
-    """Reads a checkpoint of transformers' `AlbertForPreTraining`, or of `AlbertForMaskedLM`, which lacks some of it.
-
-    Args:
-      directory: holds config.json and model.safetensors.
-
-    Returns:
-      Nested dict of float32 arrays, the configuration, and the names of the tensors that the file lacks. The published
-      checkpoints lack `sop_classifier.classifier.*`.
-
-    Raises:
-      UserError: where a file is missing or damaged, or the tensors do not fit the configuration; see `from_tensors`.
-    """
-    config = AlbertConfig.from_pretrained(directory)
-    path = pathlib.Path(directory) / "model.safetensors"
-    if not path.is_file():
-        raise UserError(
-            f"{path} does not exist; save the model with transformers' save_pretrained, which writes it in one file."
-        )
-    params, missing = from_tensors(_read_tensors(path), config, str(path))
-    return params, config, missing
+def _finite(path: str, array: np.ndarray) -> np.ndarray:
+    if not np.isfinite(array.astype(np.float32)).all():
+        raise UserError(f"parameter {path} holds values that are not finite; take an earlier checkpoint.")
+    return np.ascontiguousarray(array)
 
 
-def _read_tensors(path: pathlib.Path) -> Tensors:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except (SafetensorError, OSError, ValueError, TypeError) as e:
-        raise UserError(f"{path} is damaged or no safetensors file ({e}); copy or download it again.") from e
+def _save_weights(directory: pathlib.Path, tensors: Flat, max_shard_size: int | str) -> list[pathlib.Path]:
+    """Writes one file, or shards and their index, and removes what an earlier save left under such names."""
+    split = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda array: array.nbytes,
+        get_storage_id=lambda array: None,  # no two arrays share memory
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    written = []
+    for name, keys in split.filename_to_tensors.items():
+        new = directory / f"{name}.new"  # renamed when whole, so that a killed save leaves no half of a file behind
+        save_file({key: tensors[key] for key in keys}, new, metadata={"format": "pt"})  # transformers 4 asks for it
+        written.append((new, directory / name))
+    if split.is_sharded:
+        new = directory / "model.safetensors.index.json.new"
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        new.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        written.append((new, directory / "model.safetensors.index.json"))
+    for new, file in written:
+        os.replace(new, file)
+    names = {file.name for _, file in written}
+    for old in directory.iterdir():
+        if _OURS.fullmatch(old.name) and old.name not in names:
+            old.unlink()
+    return [file for _, file in written]

@@ -43,7 +43,7 @@ class AlbertAttention(nnx.Module):
             config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, x: jax.Array, bias: jax.Array | None, keys: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, bias: jax.Array | None, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Attends over x.
 
         Args:
@@ -52,7 +52,7 @@ class AlbertAttention(nnx.Module):
           keys: dropout keys [B], or None in evaluation.
 
         Returns:
-          float [B, S, H].
+          float [B, S, H], and the weights after softmax and dropout, float [B, N, S, S].
         """
         c = self.config
         heads, size = c.num_attention_heads, c.hidden_size // c.num_attention_heads
@@ -62,4 +62,5 @@ class AlbertAttention(nnx.Module):
         weights = jax.nn.softmax(scores if bias is None else scores + bias, axis=-1).astype(self.dtype)
         weights = dropout(weights, c.attention_probs_dropout_prob, fold(keys, 0))
         context = jnp.einsum("bnqk,bknd->bqnd", weights, v).reshape(x.shape)
-        return self.LayerNorm(x + dropout(self.dense(context), c.hidden_dropout_prob, fold(keys, 1)))
+        x = self.LayerNorm(x + dropout(self.dense(context), c.hidden_dropout_prob, fold(keys, 1)))
+        return x, weights

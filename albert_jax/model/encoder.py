@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Factorised embeddings and the encoder, whose layers share weights and run under `jax.lax.scan`."""
+"""Factorised embeddings and the encoder, whose layers share weights and run under `jax.lax.scan`.
+
+Sharing is object sharing: what groups have in common (`AlbertConfig.shared_across_groups`) is one module in all of
+them, so its parameters exist once, under the first group's name.
+"""
 
 import functools
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple, Optional
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +28,14 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
         "relu": jax.nn.relu,
     }
     return functions[name]
+
+
+class Encoded(NamedTuple):
+    """The last hidden state [B, S, H], and None or all hidden states and attention weights; see `model.outputs`."""
+
+    last: jax.Array
+    hidden_states: tuple[jax.Array, ...] | None
+    attentions: tuple[jax.Array, ...] | None
 
 
 class AlbertEmbeddings(nnx.Module):
@@ -45,49 +58,78 @@ class AlbertEmbeddings(nnx.Module):
     def __call__(
         self, input_ids: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array, keys: jax.Array | None
     ) -> jax.Array:
-        """Embeds int [B, S] ids, types and positions into float [B, S, E]."""
-        x = self.word_embeddings(input_ids) + self.position_embeddings(position_ids)
+        """Embeds int [B, S] ids, types and positions into float [B, S, E].
+
+        The padding token's row gets no gradient from here, as in transformers' torch class (`padding_idx`).
+        """
+        words = self.word_embeddings(input_ids)
+        padding = (input_ids == self.config.pad_token_id)[..., None]
+        x = jnp.where(padding, jax.lax.stop_gradient(words), words) + self.position_embeddings(position_ids)
         x = self.LayerNorm(x + self.token_type_embeddings(token_type_ids))
         return dropout(x, self.config.hidden_dropout_prob, fold(keys, 0))
 
 
 class AlbertLayer(nnx.Module):
-    """One transformer block: attention and feed-forward, post-LN."""
+    """One transformer block: attention and feed-forward, post-LN.
 
-    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    Args:
+      config, dtype, rngs: as everywhere.
+      first: the block in the same place of the first group, or None for that block itself. The part that
+        `config.shared_across_groups` names is taken from it.
+    """
+
+    attention: AlbertAttention
+    ffn: Dense
+    ffn_output: Dense
+    full_layer_layer_norm: nnx.LayerNorm
+
+    def __init__(
+        self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, first: Optional["AlbertLayer"] = None
+    ):
         self.config = config
-        self.attention = AlbertAttention(config, dtype=dtype, rngs=rngs)
+        if first is not None and config.shared_across_groups == "attention":
+            self.attention = first.attention
+        else:
+            self.attention = AlbertAttention(config, dtype=dtype, rngs=rngs)
+        if first is not None and config.shared_across_groups == "ffn":
+            self.ffn, self.ffn_output = first.ffn, first.ffn_output
+            self.full_layer_layer_norm = first.full_layer_layer_norm
+            return
         self.ffn = Dense(config.hidden_size, config.intermediate_size, config, dtype=dtype, rngs=rngs)
         self.ffn_output = Dense(config.intermediate_size, config.hidden_size, config, dtype=dtype, rngs=rngs)
         self.full_layer_layer_norm = nnx.LayerNorm(
             config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, x: jax.Array, bias: jax.Array | None, keys: jax.Array | None) -> jax.Array:
-        """Applies the block to float [B, S, H]; see `AlbertAttention` for the other arguments."""
-        x = self.attention(x, bias, fold(keys, 0))
+    def __call__(self, x: jax.Array, bias: jax.Array | None, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """Applies the block to float [B, S, H]; see `AlbertAttention` for the arguments and what is returned."""
+        x, weights = self.attention(x, bias, fold(keys, 0))
         y = self.ffn_output(activation(self.config.hidden_act)(self.ffn(x)))
         # Google and transformers' Flax class drop out here; transformers' torch class does not.
-        return self.full_layer_layer_norm(x + dropout(y, self.config.hidden_dropout_prob, fold(keys, 1)))
+        return self.full_layer_layer_norm(x + dropout(y, self.config.hidden_dropout_prob, fold(keys, 1))), weights
 
 
 class AlbertLayerGroup(nnx.Module):
     """`inner_group_num` blocks with weights of their own, applied in turn; layers of one group share all of them."""
 
-    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.albert_layers = nnx.List(
-            [AlbertLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.inner_group_num)]
-        )
+    def __init__(
+        self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, first: Optional["AlbertLayerGroup"] = None
+    ):
+        firsts: list[AlbertLayer | None] = [None] * config.inner_group_num
+        if first is not None:
+            firsts = list(first.albert_layers)
+        self.albert_layers: nnx.List = nnx.List([AlbertLayer(config, dtype=dtype, rngs=rngs, first=f) for f in firsts])
 
     def __call__(
         self, x: jax.Array, bias: jax.Array | None, keys: jax.Array | None
-    ) -> tuple[jax.Array, list[jax.Array]]:
-        """Returns the output and that of each inner block, float [B, S, H]."""
-        outputs = []
+    ) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
+        """Returns the output, and each block's output [B, S, H] and attention weights [B, N, S, S]."""
+        outputs, attentions = [], []
         for i, layer in enumerate(self.albert_layers):
-            x = layer(x, bias, fold(keys, i))
+            x, weights = layer(x, bias, fold(keys, i))
             outputs.append(x)
-        return x, outputs
+            attentions.append(weights)
+        return x, outputs, attentions
 
 
 class AlbertEncoder(nnx.Module):
@@ -98,41 +140,54 @@ class AlbertEncoder(nnx.Module):
         self.embedding_hidden_mapping_in = Dense(
             config.embedding_size, config.hidden_size, config, dtype=dtype, rngs=rngs
         )
+        first = AlbertLayerGroup(config, dtype=dtype, rngs=rngs)
+        others = range(1, config.num_hidden_groups)
         self.albert_layer_groups = nnx.List(
-            [AlbertLayerGroup(config, dtype=dtype, rngs=rngs) for _ in range(config.num_hidden_groups)]
+            [first, *(AlbertLayerGroup(config, dtype=dtype, rngs=rngs, first=first) for _ in others)]
         )
 
     def __call__(
-        self, x: jax.Array, bias: jax.Array | None, keys: jax.Array | None, output_hidden_states: bool = False
-    ) -> tuple[jax.Array, tuple[jax.Array, ...] | None]:
+        self,
+        x: jax.Array,
+        bias: jax.Array | None,
+        keys: jax.Array | None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> Encoded:
         """Encodes.
 
         Args:
           x: embeddings, float [B, S, E].
           bias: as in `AlbertAttention`.
           keys: dropout keys [B], or None in evaluation.
+          output_attentions: whether every block's attention weights are returned too.
           output_hidden_states: whether every block's output is returned too.
-
-        Returns:
-          The last hidden state [B, S, H], and None or the 1 + L * inner_group_num states, the mapped embeddings first
-          (counted as transformers 5 does).
         """
         x = self.embedding_hidden_mapping_in(x)
-        hidden = [x[None]]
+        hidden, attentions = [x[None]], []
         layers = range(self.config.num_hidden_layers)
         for group, members in itertools.groupby(layers, self.config.group_of_layer):
             # The group's weights are constants of the loop and are cast to the compute dtype inside its body, so their
             # gradient is summed over the layers in float32.
             def body(
                 x: jax.Array, layer: jax.Array, group: AlbertLayerGroup = self.albert_layer_groups[group]
-            ) -> tuple[jax.Array, jax.Array | None]:
-                x, outputs = group(x, bias, fold(keys, layer))
-                return x, jnp.stack(outputs) if output_hidden_states else None
+            ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
+                x, outputs, weights = group(x, bias, fold(keys, layer))
+                wanted = ((output_hidden_states, outputs), (output_attentions, weights))
+                states, maps = (jnp.stack(arrays) if want else None for want, arrays in wanted)
+                return x, (states, maps)
 
             # Only the products of matrices are kept for the backward pass; what lies between them is computed again,
             # which costs less than storing it for every layer.
             kept = jax.checkpoint_policies.dots_saveable
-            x, states = jax.lax.scan(jax.checkpoint(body, policy=kept, prevent_cse=False), x, jnp.array(list(members)))
+            step = jax.checkpoint(body, policy=kept, prevent_cse=False)
+            x, (states, maps) = jax.lax.scan(step, x, jnp.array(list(members)))
             if states is not None:
-                hidden.append(states.reshape(-1, *x.shape))
-        return x, tuple(jnp.concatenate(hidden)) if output_hidden_states else None
+                hidden.append(states.reshape(-1, *states.shape[2:]))
+            if maps is not None:
+                attentions.append(maps.reshape(-1, *maps.shape[2:]))
+        return Encoded(
+            x,
+            tuple(jnp.concatenate(hidden)) if output_hidden_states else None,
+            tuple(jnp.concatenate(attentions)) if output_attentions else None,
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two pretraining heads: masked words, through the tied embedding table, and sentence order."""
+"""The heads: masked words, through the tied embedding table, and linear classifiers."""
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +37,19 @@ class AlbertMLMHead(nnx.Module):
         return logits + self.bias[...]
 
 
+def classifier_dropout(x: jax.Array, config: AlbertConfig, keys: jax.Array | None) -> jax.Array:
+    """Dropout before a classifier, on float [B, ..., H]; `keys` [B] switch it on."""
+    rate = config.classifier_dropout_prob
+    return dropout(x, config.hidden_dropout_prob if rate is None else rate, keys)
+
+
 class AlbertSOPHead(nnx.Module):
     """Linear classifier of sentence order on the pooled output."""
 
     def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.rate = config.classifier_dropout_prob
+        self.config = config
         self.classifier = Dense(config.hidden_size, 2, config, dtype=dtype, rngs=rngs)
 
     def __call__(self, pooled: jax.Array, keys: jax.Array | None) -> jax.Array:
         """float32 logits [B, ..., 2] of float [B, ..., H]; transformers drops out here in training, Google does not."""
-        return self.classifier(dropout(pooled, self.rate, keys)).astype(jnp.float32)
+        return self.classifier(classifier_dropout(pooled, self.config, keys)).astype(jnp.float32)

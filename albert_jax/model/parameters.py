@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters as a plain nested dict of arrays, the form in which they are optimised, saved and converted."""
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -14,12 +15,18 @@ Parameters = dict[str, Any]  # nested; keys are attribute names and list indices
 
 
 def parameters(model: nnx.Module) -> Parameters:
-    """The model's parameters as a nested dict with string keys."""
+    """The model's parameters as a nested dict with string keys; shared ones once, under their first name."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return traverse_util.unflatten_dict({tuple(map(str, path)): leaf[...] for path, leaf in flat})
 
 
-def with_parameters(model: Model, values: Parameters) -> Model:
+def parameter_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """Path ("/"-joined) -> shape of each of the model's parameters; the model may be abstract."""
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {"/".join(map(str, path)): np.shape(leaf.get_value()) for path, leaf in flat}
+
+
+def with_parameters(model: Model, values: Mapping[str, Any]) -> Model:
     """A model of the same structure that holds `values`; `model` itself is left as it is and may be abstract.
 
     Raises:

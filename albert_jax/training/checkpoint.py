@@ -30,7 +30,7 @@ from jax.sharding import Mesh
 import albert_jax
 from albert_jax.config import AlbertConfig
 from albert_jax.errors import UserError
-from albert_jax.model import FlaxAlbertForPreTraining, Parameters, parameters
+from albert_jax.model import FlaxAlbertForPreTrainingModule, Parameters, parameters
 from albert_jax.training.recipe import RESUMABLE_FIELDS
 from albert_jax.training.sharding import replicated
 from albert_jax.training.step import TrainState
@@ -372,7 +372,7 @@ def load_parameters(workdir: str | pathlib.Path, step: int | None = None) -> tup
     try:
         meta = _load_meta(manager, step)
         config = AlbertConfig.from_dict(meta["config"]["model"])
-        shapes = nnx.eval_shape(lambda: parameters(FlaxAlbertForPreTraining(config, rngs=nnx.Rngs(0))))
+        shapes = nnx.eval_shape(lambda: parameters(FlaxAlbertForPreTrainingModule(config, rngs=nnx.Rngs(0))))
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
         params = _load_items(manager, step, {"params": target}, meta)["params"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a new run's parameters come from: fresh, or from another run or a Hugging Face directory."""
+"""Where a new run's parameters come from: fresh, from another run, or from a checkpoint of Hugging Face or Google."""
 
 import hashlib
 import logging
@@ -10,7 +10,8 @@ import numpy as np
 from flax import traverse_util
 
 from albert_jax.config import AlbertConfig
-from albert_jax.convert.huggingface import load_pretrained
+from albert_jax.convert.google import load_google_checkpoint
+from albert_jax.convert.huggingface import Checkpoint, fit, read_checkpoint
 from albert_jax.errors import UserError
 from albert_jax.model import Parameters
 from albert_jax.training.checkpoint import load_parameters
@@ -25,11 +26,12 @@ def starting_parameters(config: ml_collections.ConfigDict) -> Parameters:
     What `init_from` lacks (a head, further groups) stays fresh and is named in the log.
 
     Args:
-      config: the run's; `init_from` is a workdir of ours or a directory with a Hugging Face checkpoint.
+      config: the run's; `init_from` is a workdir of ours, a directory with a Hugging Face checkpoint, or a checkpoint
+        of Google's code.
 
     Raises:
-      UserError: where `init_from` is neither, is of another vocabulary or computes otherwise (heads, activation), or
-        holds an array that the model has no place of that shape for.
+      UserError: where `init_from` is none of them, is of another vocabulary or computes otherwise (heads, activation),
+        or holds an array that the model has no place of that shape for.
     """
     fresh = initial_parameters(config)
     if not config.init_from:
@@ -40,16 +42,33 @@ def starting_parameters(config: ml_collections.ConfigDict) -> Parameters:
         architecture, vocabulary = AlbertConfig.from_dict(meta["config"]["model"]), meta["vocabulary_sha256"]
         _log.info("starting from step %s of %s, with a fresh optimizer.", meta["step"], source)
     elif (source / "config.json").is_file():
-        given, architecture, _ = load_pretrained(source)
-        vocabulary = _vocabulary_of(source)
+        architecture, vocabulary = AlbertConfig.from_pretrained(source), _vocabulary_of(source)
+        given = _fitting(read_checkpoint(source), fresh)
         _log.info("starting from the Hugging Face checkpoint %s, with a fresh optimizer.", source)
     else:
-        raise UserError(
-            f"init_from={source} is neither a training workdir nor a directory with a Hugging Face checkpoint."
-        )
+        try:
+            google = load_google_checkpoint(source)
+        except UserError as e:
+            raise UserError(f"init_from is no training workdir and no Hugging Face directory; as Google's: {e}") from e
+        architecture = google.config
+        vocabulary = None if google.vocabulary is None else hashlib.sha256(google.vocabulary).hexdigest()
+        given = _fitting(Checkpoint(google.tensors, google.source, str), fresh)
+        _log.info("starting from Google's checkpoint %s, with a fresh optimizer.", google.source)
     _check_vocabulary(vocabulary, _vocabulary_of(pathlib.Path(config.data.path)), source)
     _check_arithmetic(architecture, AlbertConfig.from_dict(config.model.to_dict()), source)
     return _overlay(fresh, given, source)
+
+
+def _fitting(checkpoint: Checkpoint, fresh: Parameters) -> Parameters:
+    """The parameters of a checkpoint, as float32, all of which the model must have."""
+    shapes = {path: np.shape(value) for path, value in traverse_util.flatten_dict(fresh, sep="/").items()}
+    fitted = fit(checkpoint, shapes)
+    if fitted.unexpected:
+        raise UserError(
+            f"{checkpoint.source} holds {fitted.unexpected[0]}, which this model does not have; change config.model to "
+            "fit."
+        )
+    return traverse_util.unflatten_dict({k: np.float32(v) for k, v in fitted.params.items()}, sep="/")
 
 
 def _check_vocabulary(given: str | None, wanted: str | None, source: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from albert_jax.data.stream import Batch
-from albert_jax.model import IGNORED_LABEL, FlaxAlbertForPreTraining, Parameters, with_parameters
+from albert_jax.model import IGNORED_LABEL, FlaxAlbertForPreTrainingModule, Parameters, with_parameters
 
 
 class Totals(NamedTuple):
@@ -45,7 +45,7 @@ def _score(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, 
 
 
 def evaluate_rows(
-    model: FlaxAlbertForPreTraining, parameters: Parameters, batch: Batch, dropout_keys: jax.Array | None = None
+    model: FlaxAlbertForPreTrainingModule, parameters: Parameters, batch: Batch, dropout_keys: jax.Array | None = None
 ) -> Totals:
     """Losses and hits over the rows of a batch.
 

@@ -38,7 +38,7 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.dtype = "float32"  # compute dtype, 'float32' or 'bfloat16'; parameters, gradients and losses are always float32
     c.seed = 0  # keys everything random: initial weights, order, splits, swaps, masks, dropout
     c.steps = 125_000  # optimizer steps of the whole run; the learning rate reaches zero here
-    c.init_from = ""  # start from these weights with a fresh optimizer: a workdir of ours or a Hugging Face directory
+    c.init_from = ""  # start from these weights with a fresh optimizer: a workdir, a Hugging Face directory, Google's
 
     c.data = ml_collections.ConfigDict()
     c.data.path = ""  # a data set made by `python -m pretrain_data build`

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from albert_jax.config import AlbertConfig
 from albert_jax.data.stream import Batch
 from albert_jax.errors import UserError
-from albert_jax.model import FlaxAlbertForPreTraining, Parameters, parameters
+from albert_jax.model import FlaxAlbertForPreTrainingModule, Parameters, parameters
 from albert_jax.training.objective import Totals, count_targets, evaluate_rows, mean_loss, zero_totals
 from albert_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from albert_jax.training.sharding import DATA, by_rows, replicated
@@ -52,7 +52,7 @@ class TrainState(NamedTuple):
     sums: Sums
 
 
-def abstract_model(config: ml_collections.ConfigDict) -> FlaxAlbertForPreTraining:
+def abstract_model(config: ml_collections.ConfigDict) -> FlaxAlbertForPreTrainingModule:
     """The structure of the config's model, without values.
 
     Raises:
@@ -61,13 +61,15 @@ def abstract_model(config: ml_collections.ConfigDict) -> FlaxAlbertForPreTrainin
     if config.dtype not in DTYPES:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, not {config.dtype!r}.")
     architecture = AlbertConfig.from_dict(config.model.to_dict())
-    return nnx.eval_shape(lambda: FlaxAlbertForPreTraining(architecture, dtype=DTYPES[config.dtype], rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(
+        lambda: FlaxAlbertForPreTrainingModule(architecture, dtype=DTYPES[config.dtype], rngs=nnx.Rngs(0))
+    )
 
 
 def initial_parameters(config: ml_collections.ConfigDict) -> Parameters:
     """Fresh parameters, a function of `config.model` and `config.seed`."""
     architecture = AlbertConfig.from_dict(config.model.to_dict())
-    return jax.jit(lambda: parameters(FlaxAlbertForPreTraining(architecture, rngs=nnx.Rngs(config.seed))))()
+    return jax.jit(lambda: parameters(FlaxAlbertForPreTrainingModule(architecture, rngs=nnx.Rngs(config.seed))))()
 
 
 def zero_sums() -> Sums:

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every head computes, on every architecture, what transformers' torch class computes from the files that we save."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from albert_jax.config import AlbertConfig
+from albert_jax.convert.huggingface import tensor_name, turned
+from tests.architectures import ARCHITECTURES, HEADS, config, inputs_and_labels, model, torch_class
+
+# What moves all scores of a softmax alike has the gradient zero but for rounding, which is held to that of a neighbour.
+ZERO_GRADIENTS = {"attention/key/bias": "attention/query/bias", "qa_outputs/bias": "qa_outputs/kernel"}
+
+
+def classes(head: str) -> dict[str, int]:
+    """Three classes for the classifiers."""
+    return {"num_labels": 3} if head.endswith(("SequenceClassification", "TokenClassification")) else {}
+
+
+def in_torch(head: str, ours: Any, params: Any, directory: pathlib.Path) -> Any:
+    """transformers' model, loaded from what ours saves; it must find all that it looks for and nothing else."""
+    ours.save_pretrained(directory, params)
+    theirs = torch_class(head.removeprefix("Flax"))
+    loaded, info = theirs.from_pretrained(directory, attn_implementation="eager", output_loading_info=True)
+    assert {key: list(value) for key, value in info.items() if value} == {}
+    return loaded.eval()
+
+
+def scalar(output: Any) -> Any:
+    """The loss, or for the bare encoder a number that depends on all of its output."""
+    if "loss" in output:
+        return output["loss"]
+    last = output["last_hidden_state"]
+    return last[:, ::2, ::3].sum() - last[:, 1:, 1::5].sum() + (output["pooler_output"] ** 3).sum()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("head", HEADS)
+def test_outputs_losses_and_gradients_are_those_of_torch(head: str, name: str, tmp_path: pathlib.Path) -> None:
+    shape = config(name, **classes(head))
+    ours, params = model(head, shape)
+    theirs = in_torch(head, ours, params, tmp_path)
+    import torch
+
+    inputs, labels = inputs_and_labels(head, shape)
+    flags = {"output_hidden_states": True, "output_attentions": True}
+    wanted = theirs(**{k: torch.tensor(v) for k, v in (inputs | labels).items()}, **flags)
+    scalar(wanted).backward()
+
+    def differentiate(params: Any) -> tuple[jax.Array, Any]:
+        output = ours(**inputs, **labels, params=params, **flags)
+        return scalar(output), output
+
+    (_, got), gradient = jax.jit(jax.value_and_grad(differentiate, has_aux=True))(params)
+    check_outputs(got, wanted, shape)
+    check_gradients(gradient, theirs)
+
+
+def check_outputs(got: Any, wanted: Any, shape: AlbertConfig) -> None:
+    """All outputs within 1e-5, under the same names and as many."""
+    depth = shape.num_hidden_layers * shape.inner_group_num
+    assert got.keys() == list(wanted.keys())
+    assert (len(got.hidden_states), len(got.attentions)) == (depth + 1, depth)
+    for key in got:
+        ours, theirs = (x[key] if isinstance(x[key], tuple) else (x[key],) for x in (got, wanted))
+        assert len(ours) == len(theirs)
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            np.testing.assert_allclose(a, b.detach().numpy(), atol=1e-5, rtol=0, err_msg=f"{key} {i}")
+    assert np.abs(got.to_tuple()[-3]).max() > 0.1  # otherwise a small difference would mean nothing
+
+
+def check_gradients(gradient: Any, theirs: Any) -> None:
+    """Each tensor's gradient within 1e-4 of its largest entry."""
+    named = dict(theirs.named_parameters())
+    flat = traverse_util.flatten_dict(gradient, sep="/")
+    choice = {"classifier/bias": "classifier/kernel"} if flat.get("classifier/bias", np.zeros(2)).size == 1 else {}
+    assert {tensor_name(path) for path in flat} == named.keys()
+    for path, ours in flat.items():
+        wanted = turned(path, named[tensor_name(path)].grad.numpy())
+        neighbour = path
+        for zero, other in (ZERO_GRADIENTS | choice).items():
+            neighbour = path.replace(zero, other) if path.endswith(zero) else neighbour
+        largest = np.abs(named[tensor_name(neighbour)].grad.numpy()).max()
+        np.testing.assert_allclose(ours, wanted, atol=1e-4 * largest, rtol=0, err_msg=path)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_masks_types_and_positions_left_out_mean_what_they_mean_in_torch(head: str, tmp_path: pathlib.Path) -> None:
+    ours, params = model(head, config())
+    theirs = in_torch(head, ours, params, tmp_path)
+    import torch
+
+    ids = inputs_and_labels(head, config())[0]["input_ids"]
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(ids), return_dict=False)
+    got = ours(ids, params=params, return_dict=False)
+    assert len(got) == len(wanted)
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b.numpy(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        ({"num_labels": 1}, np.array([0.5, -1.0, 2.0, 0.0], np.float32)),
+        ({"num_labels": 1}, np.array([[0.5], [-1.0], [2.0], [0.0]], np.float32)),
+        ({"num_labels": 3}, np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]], np.float32)),
+        ({"num_labels": 3, "problem_type": "regression"}, np.arange(12, dtype=np.float32).reshape(4, 3) / 6),
+        ({"num_labels": 3, "problem_type": "single_label_classification"}, np.array([2, 0, 1, -100])),
+    ],
+    ids=["one number", "one number in a column", "several labels", "three numbers", "one of three"],
+)
+def test_the_sequence_classifiers_loss_is_chosen_as_in_torch(
+    changes: dict[str, Any], labels: np.ndarray, tmp_path: pathlib.Path
+) -> None:
+    head = "FlaxAlbertForSequenceClassification"
+    ours, params = model(head, config(**changes))
+    theirs = in_torch(head, ours, params, tmp_path)
+    import torch
+
+    inputs, _ = inputs_and_labels(head, config())
+    wanted = theirs(**{k: torch.tensor(v) for k, v in (inputs | {"labels": labels}).items()})
+    wanted.loss.backward()
+    differentiate = jax.value_and_grad(lambda params: ours(**inputs, labels=labels, params=params).loss)
+    loss, gradient = jax.jit(differentiate)(params)
+    np.testing.assert_allclose(loss, wanted.loss.detach().numpy(), rtol=1e-5)
+    check_gradients(gradient, theirs)
+
+
+def test_a_loss_without_labels_is_none_and_without_counted_labels_nan_as_in_torch() -> None:
+    ours, params = model("FlaxAlbertForMaskedLM", config())
+    ids = np.full((1, 8), 7)
+    assert ours(ids, params=params).loss is None
+    assert jnp.isnan(ours(ids, params=params, labels=np.full((1, 8), -100)).loss)
