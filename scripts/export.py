@@ -12,20 +12,26 @@ import argparse
 import hashlib
 import pathlib
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import absl.logging
 
 from albert_jax.config import AlbertConfig
-from albert_jax.convert.huggingface import save_pretrained
+from albert_jax.convert.huggingface import save_checkpoint, unshared
 from albert_jax.convert.model_card import model_card
+from albert_jax.convert.whole_directory import is_taken, whole_directory
 from albert_jax.errors import UserError
 from albert_jax.tokenization import AlbertTokenizer
 
 
-def export(workdir: pathlib.Path, out: pathlib.Path, step: int | None = None, overwrite: bool = False) -> int:
+def export(
+    workdir: pathlib.Path,
+    out: pathlib.Path,
+    step: int | None = None,
+    overwrite: bool = False,
+    unshare: bool = False,
+) -> int:
     """Exports one checkpoint.
 
     Args:
@@ -33,6 +39,7 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: int | None = None, ov
       out: the directory to make.
       step: which checkpoint; the newest where None.
       overwrite: whether an earlier export there may be replaced.
+      unshare: whether weights that groups share are written as a copy for each, see `unshared`.
 
     Returns:
       The step exported.
@@ -43,33 +50,29 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: int | None = None, ov
     """
     _check_out(out, workdir, overwrite)
     # Imported here because Orbax takes seconds to load, and a misspelt path should not have to wait for it.
+    from flax import traverse_util
+
     from albert_jax.training.checkpoint import load_parameters
     from albert_jax.training.telemetry import read_metrics
 
     params, meta = load_parameters(workdir, step)
-    config = AlbertConfig.from_dict(meta["model"])
+    flat, config = traverse_util.flatten_dict(params, sep="/"), AlbertConfig.from_dict(meta["model"])
+    if unshare:
+        flat, config = unshared(flat, config)
     tokenizer = _tokenizer(workdir / "spiece.model", meta)
     card = model_card(
         out.resolve().name, meta, _last_evaluation(read_metrics(workdir), meta["step"]), meta["versions"]["albert_jax"]
     )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-            directory = pathlib.Path(temporary) / "new"
-            save_pretrained(directory, params, config)
-            tokenizer.save_pretrained(directory, model_max_length=config.max_position_embeddings)
-            (directory / "README.md").write_text(card, encoding="utf-8")
-            if out.exists():
-                out.rename(pathlib.Path(temporary) / "old")  # deleted with the temporary directory
-            directory.rename(out)
-    except OSError as e:
-        raise UserError(f"{out} cannot be written ({e.strerror}); make room or choose another --out.") from e
+    with whole_directory(out) as directory:
+        save_checkpoint(directory, flat, config, "AlbertForPreTraining")
+        tokenizer.save_pretrained(directory, model_max_length=config.max_position_embeddings)
+        (directory / "README.md").write_text(card, encoding="utf-8")
     return int(meta["step"])
 
 
 def _check_out(out: pathlib.Path, workdir: pathlib.Path, overwrite: bool) -> None:
     """Lets nothing be replaced but an empty directory and, on demand, an earlier export."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not is_taken(out):
         return
     if not overwrite:
         raise UserError(f"{out} exists and is not an empty directory; choose another --out or give --overwrite.")
@@ -79,18 +82,17 @@ def _check_out(out: pathlib.Path, workdir: pathlib.Path, overwrite: bool) -> Non
 
 def _tokenizer(file: pathlib.Path, meta: dict[str, Any]) -> AlbertTokenizer:
     """The run's tokenizer, checked to be the one whose ids the model was trained on."""
-    flags = meta["data"]["vocabulary"]
-    tokenizer = AlbertTokenizer(file, do_lower_case=flags["do_lower_case"], keep_accents=flags["keep_accents"])
+    recorded = meta["data"]["vocabulary"]
+    # Data sets built by earlier versions record the first two alone; the others were at their defaults then.
+    flags = ("do_lower_case", "keep_accents", "remove_space", "cleaning")
+    tokenizer = AlbertTokenizer(file, **{flag: recorded[flag] for flag in flags if flag in recorded})
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != meta["vocabulary_sha256"]:
         raise UserError(
             f"{file} has SHA-256 {found[:12]}, but the run was trained with {meta['vocabulary_sha256'][:12]}; copy the "
             "spiece.model of its data set there."
         )
-    if tokenizer.vocab_size > meta["model"]["vocab_size"]:
-        raise UserError(
-            f"{file} has {tokenizer.vocab_size} pieces, more than the model's {meta['model']['vocab_size']}."
-        )
+    AlbertConfig.from_dict(meta["model"]).check_vocabulary(tokenizer.vocab_size, file)
     return tokenizer
 
 
@@ -107,10 +109,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="directory to make")
     parser.add_argument("--step", type=int, help="checkpoint to export (default: the newest)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export at --out")
+    parser.add_argument(
+        "--unshare", action="store_true", help="copy what groups share, which Hugging Face's format cannot express"
+    )
     args = parser.parse_args(arguments)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells how it opens what it opens
     try:
-        step = export(args.workdir, args.out, args.step, args.overwrite)
+        step = export(args.workdir, args.out, args.step, args.overwrite, args.unshare)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

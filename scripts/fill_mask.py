@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from albert_jax.convert.huggingface import load_pretrained
 from albert_jax.errors import UserError
 from albert_jax.tokenization import MASK, AlbertTokenizer
 
@@ -25,29 +24,23 @@ Answers = list[list[tuple[str, float]]]  # for each [MASK]: (token, probability)
 
 
 def ours(directory: pathlib.Path, text: str, top: int) -> Answers:
-    """The answers of FlaxAlbertForPreTraining, loaded from a Hugging Face directory.
+    """The answers of FlaxAlbertForMaskedLM, loaded from a Hugging Face directory.
 
     Raises:
       UserError: where the directory does not hold an ALBERT, or the text has no [MASK] or is too long.
     """
     tokenizer = AlbertTokenizer.from_pretrained(directory)
-    ids = tokenizer.encode(text)["input_ids"]
+    ids = tokenizer.encode(text)
     if MASK not in ids:
         raise UserError(f"the text {text!r} has no [MASK]; write [MASK] where a word is to be filled in.")
     # Imported here because JAX takes seconds to load, and a bad input should not have to wait for it.
-    import jax.numpy as jnp
-    from flax import nnx, traverse_util
+    from albert_jax.model import FlaxAlbertForMaskedLM
 
-    from albert_jax.model import FlaxAlbertForPreTraining, parameters, with_parameters
-
-    params, config, missing = load_pretrained(directory)
-    lacking = [name for name in missing if not name.startswith(("sop_classifier.", "albert.pooler."))]
-    if lacking:
-        raise UserError(f"{directory} lacks {', '.join(lacking)}; give a checkpoint with a masked-LM head.")
-    fresh = FlaxAlbertForPreTraining(config, rngs=nnx.Rngs(0))  # its sentence-order branch has no part in the answer
-    both = traverse_util.flatten_dict(parameters(fresh)) | traverse_util.flatten_dict(params)
-    model = with_parameters(fresh, traverse_util.unflatten_dict(both))
-    scores = np.asarray(model(jnp.asarray([ids])).prediction_logits[0], dtype=np.float64)
+    model, info = FlaxAlbertForMaskedLM.from_pretrained(directory, output_loading_info=True)
+    if info["missing_keys"]:
+        lacking = ", ".join(info["missing_keys"])
+        raise UserError(f"{directory} lacks {lacking}; give a checkpoint with a masked-LM head.")
+    scores = np.asarray(model(np.asarray([ids])).logits[0], dtype=np.float64)
     pieces = tokenizer.convert_ids_to_tokens(range(tokenizer.vocab_size))
     return [_top(scores[slot], pieces, top) for slot in _masks(ids)]
 
