@@ -62,8 +62,8 @@ class Converted:
 # --- in ---------------------------------------------------------------------------------------------------------------
 
 
-def read(source: pathlib.Path, args: argparse.Namespace) -> Converted:
-    """Reads a checkpoint of either kind.
+def read(source: pathlib.Path, args: argparse.Namespace, scratch: pathlib.Path) -> Converted:
+    """Reads a checkpoint of either kind; `scratch` is where the vocabulary may lie until it is written.
 
     Raises:
       UserError: where it is nothing that can be read, lacks something of its class, or its vocabulary is not its
@@ -75,7 +75,7 @@ def read(source: pathlib.Path, args: argparse.Namespace) -> Converted:
         beside = any((source / name).is_file() for name in ("spiece.model", "tokenizer.json"))
         tokenizer = AlbertTokenizer.from_pretrained(source) if beside else None
     else:
-        config, checkpoint, tokenizer = _read_google(source, args)
+        config, checkpoint, tokenizer = _read_google(source, args, scratch)
         named = None
     architecture = args.architecture or (named[0] if named else _class_of(checkpoint.tensors))
     if tokenizer is not None:
@@ -84,17 +84,16 @@ def read(source: pathlib.Path, args: argparse.Namespace) -> Converted:
 
 
 def _read_google(
-    source: pathlib.Path, args: argparse.Namespace
+    source: pathlib.Path, args: argparse.Namespace, scratch: pathlib.Path
 ) -> tuple[AlbertConfig, Checkpoint, AlbertTokenizer | None]:
     found = load_google_checkpoint(source, args.config)
     if found.unused:
         print(f"note: no class has a place for {', '.join(found.unused)} of {source}; left out.")
     tokenizer = None
     if found.vocabulary is not None:
-        with tempfile.TemporaryDirectory() as directory:
-            file = pathlib.Path(directory) / "spiece.model"
-            file.write_bytes(found.vocabulary)
-            tokenizer = AlbertTokenizer(file, cleaning=args.cleaning)
+        file = pathlib.Path(tempfile.mkdtemp(dir=scratch)) / "spiece.model"
+        file.write_bytes(found.vocabulary)
+        tokenizer = AlbertTokenizer(file, cleaning=args.cleaning)
     return found.config, Checkpoint(found.tensors, found.source, str), tokenizer
 
 
@@ -241,10 +240,11 @@ def convert(args: argparse.Namespace) -> bool:
     """Converts, compares and prints; returns whether the comparison found no difference."""
     if is_taken(args.out):
         raise UserError(f"{args.out} exists and is not an empty directory; choose another OUT.")
-    model = read(args.source, args)
-    with whole_directory(args.out) as directory:
-        write(model, directory, args.to)
-        found = differences(model, read(directory, args), directory)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = read(args.source, args, pathlib.Path(scratch))
+        with whole_directory(args.out) as directory:
+            write(model, directory, args.to)
+            found = differences(model, read(directory, args, pathlib.Path(scratch)), directory)
     print(f"{args.source} -> {args.out}: {model.architecture}")
     for file in sorted(args.out.iterdir()):
         print(f"  {file.name}  {file.stat().st_size:,} bytes")

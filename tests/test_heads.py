@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from albert_jax.config import AlbertConfig
 from albert_jax.convert.huggingface import tensor_name, turned
+from albert_jax.errors import UserError
 from tests.architectures import ARCHITECTURES, HEADS, config, inputs_and_labels, model, torch_class
 
 # What moves all scores of a softmax alike has the gradient zero but for rounding, which is held to that of a neighbour.
@@ -138,3 +139,39 @@ def test_a_loss_without_labels_is_none_and_without_counted_labels_nan_as_in_torc
     ids = np.full((1, 8), 7)
     assert ours(ids, params=params).loss is None
     assert jnp.isnan(ours(ids, params=params, labels=np.full((1, 8), -100)).loss)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"input_ids": [[5, 96]]}, "input_ids holds 96, but its table has the rows 0 to 95"),
+        ({"input_ids": np.array([[-1, 5]])}, "input_ids holds -1, but"),
+        (
+            {"input_ids": [[5, 6]], "token_type_ids": [[0, 2]]},
+            "token_type_ids holds 2, but its table has the rows 0 to 1",
+        ),
+        (
+            {"input_ids": [[5, 6]], "position_ids": [[0, 32]]},
+            "position_ids holds 32, but its table has the rows 0 to 31",
+        ),
+        ({"input_ids": [5, 6]}, r"input_ids has shape \(2,\), but FlaxAlbertForMaskedLM takes \[B, S\]"),
+        ({"input_ids": [[5, 6]], "attention_mask": [[1]]}, r"attention_mask has shape \(1, 1\), but .* \(1, 2\)"),
+        ({"input_ids": [[5.5, 6.0]]}, "input_ids has dtype float64, but ids are integers"),
+        ({"input_ids": np.ones((1, 33), int)}, "a row of 33 slots exceeds max_position_embeddings 32"),
+        ({"input_ids": [[5]], "train": True}, "train=True needs dropout_rng"),
+        ({"input_ids": [[5]], "sentence_order_label": [0]}, "no argument 'sentence_order_label'; it takes labels"),
+    ],
+)
+def test_a_wrong_argument_is_refused_with_a_sentence(arguments: dict[str, Any], sentence: str) -> None:
+    ours, params = model("FlaxAlbertForMaskedLM", config())
+    with pytest.raises(UserError, match=sentence):
+        ours(**arguments, params=params)
+
+
+def test_positions_of_one_row_serve_all_rows() -> None:
+    ours, params = model("FlaxAlbertForMultipleChoice", config())
+    inputs, _ = inputs_and_labels("FlaxAlbertForMultipleChoice", config())
+    ids, positions = inputs["input_ids"], np.arange(20)[::-1]
+    wanted = ours(ids, position_ids=np.broadcast_to(positions, ids.shape), params=params).logits
+    for one in (positions, positions[None], positions[None, None]):
+        assert np.array_equal(ours(ids, position_ids=one, params=params).logits, wanted)

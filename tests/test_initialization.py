@@ -14,6 +14,7 @@ from runs import TINY
 from safetensors.numpy import load_file, save_file
 
 from albert_jax.config import AlbertConfig
+from albert_jax.convert.google import save_google_checkpoint
 from albert_jax.errors import UserError
 from albert_jax.model import FlaxAlbertForPreTraining
 from albert_jax.training import initialization
@@ -137,6 +138,21 @@ def test_another_depth_takes_all_weights(straight, trained, caplog):
     config.init_from = str(straight)
     started = leaves(starting_parameters(config))
     assert all(same(started[name], trained[name]) for name in started) and "anew" not in caplog.text
+
+
+def test_a_checkpoint_of_googles_starts_a_run_with_exactly_its_weights(straight, trained, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="albert_jax")
+    config = config_of(straight)
+    architecture = AlbertConfig.from_dict(config.model.to_dict())
+    save_google_checkpoint(tmp_path, trained, architecture)
+    (tmp_path / "30k-clean.model").write_bytes((pathlib.Path(config.data.path) / "spiece.model").read_bytes())
+    config.init_from = str(tmp_path)
+    started = leaves(starting_parameters(config))
+    assert all(same(started[name], trained[name]) for name in started) and "anew" not in caplog.text
+    assert "starting from Google's checkpoint" in caplog.text
+    (tmp_path / "30k-clean.model").write_bytes(b"another vocabulary")
+    with pytest.raises(UserError, match="trained with another vocabulary"):
+        starting_parameters(config)
 
 
 @pytest.mark.usefixtures("quickly")

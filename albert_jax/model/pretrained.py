@@ -49,6 +49,7 @@ class FlaxAlbertPreTrainedModel:
     framework = "flax"
     module_class: ClassVar[Any] = None
     _label_names: ClassVar[tuple[str, ...]] = ()
+    _axes: ClassVar[tuple[str, ...]] = ("B", "S")
 
     def __init__(
         self,
@@ -179,8 +180,9 @@ class FlaxAlbertPreTrainedModel:
           One of the dataclasses of `albert_jax.model.outputs`, or a tuple.
 
         Raises:
-          UserError: where a row is longer than the position table, an id is outside its table (checked in NumPy arrays
-            and lists; inside jit an id outside gives NaN), `train` comes without a key, or a label is unknown.
+          UserError: where a row is longer than the position table, shapes differ, an id is outside its table (looked at
+            in NumPy arrays and lists; one in an array of JAX's gives NaN, as a label outside does), `train` comes
+            without a key, or the class has no label of that name.
         """
         for name in labels:
             if name not in self._label_names:
@@ -213,18 +215,20 @@ class FlaxAlbertPreTrainedModel:
         return with_parameters(self.module, params)(*inputs, keys=keys, **labels, **flags)
 
     def _checked(self, *inputs: Array | None) -> tuple[Any, ...]:
-        """The inputs as int32; those that are on the host are checked against their tables."""
+        """The inputs as int32, all of one shape; those that are on the host are checked against their tables."""
+        arrays = [x if x is None or isinstance(x, jax.Array) else np.asarray(x) for x in inputs]
+        shape = () if arrays[0] is None else arrays[0].shape
+        if len(shape) != len(self._axes):
+            raise UserError(f"input_ids has shape {shape}, but {type(self).__name__} takes [{', '.join(self._axes)}].")
         c = self.config
-        tables = {"input_ids": c.vocab_size, "token_type_ids": c.type_vocab_size}
+        tables = {"input_ids": c.vocab_size, "attention_mask": None, "token_type_ids": c.type_vocab_size}
         tables |= {"position_ids": c.max_position_embeddings}
-        for name, value in zip(("input_ids", "attention_mask", "token_type_ids", "position_ids"), inputs, strict=True):
-            if value is None or isinstance(value, jax.Array) or name not in tables or not np.size(value):
-                continue
-            least, most = np.min(value), np.max(value)
-            if least < 0 or most >= tables[name]:
-                wrong = least if least < 0 else most
-                raise UserError(f"{name} holds {wrong}, but its table has the rows 0 to {tables[name] - 1}.")
-        return tuple(None if value is None else jnp.asarray(value, jnp.int32) for value in inputs)
+        checked: list[jax.Array | None] = []
+        for (name, rows), value in zip(tables.items(), arrays, strict=True):
+            if value is not None:
+                _check_input(name, value, shape, rows)
+            checked.append(None if value is None else jnp.broadcast_to(jnp.asarray(value, jnp.int32), shape))
+        return tuple(checked)
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -341,6 +345,19 @@ class FlaxAlbertPreTrainedModel:
         huggingface.save_checkpoint(os.fspath(save_directory), flat, self.config, architecture, max_shard_size)
 
 
+def _check_input(name: str, value: Array, shape: tuple[int, ...], rows: int | None) -> None:
+    """Refuses an input of another shape than input_ids', of fractions, or, on the host, of ids outside its table."""
+    if value.shape != shape and not (name == "position_ids" and value.shape[-1:] == shape[-1:]):
+        raise UserError(f"{name} has shape {value.shape}, but input_ids has shape {shape}; give them the same.")
+    if rows is not None and not jnp.issubdtype(value.dtype, jnp.integer):
+        raise UserError(f"{name} has dtype {value.dtype}, but ids are integers.")
+    if rows is None or isinstance(value, jax.Array) or not value.size:
+        return
+    least, most = value.min(), value.max()
+    if least < 0 or most >= rows:
+        raise UserError(f"{name} holds {least if least < 0 else most}, but its table has the rows 0 to {rows - 1}.")
+
+
 def _loading_info(fitted: huggingface.Fitted, checkpoint: huggingface.Checkpoint) -> dict[str, list[str]]:
     return {
         "missing_keys": [checkpoint.spell(path) for path in fitted.missing],
@@ -389,6 +406,7 @@ class FlaxAlbertForMultipleChoice(FlaxAlbertPreTrainedModel):
 
     module_class = modules.FlaxAlbertForMultipleChoiceModule
     _label_names = ("labels",)
+    _axes = ("B", "C", "S")
 
 
 class FlaxAlbertForTokenClassification(FlaxAlbertPreTrainedModel):
