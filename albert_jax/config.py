@@ -8,10 +8,11 @@ size, F feed-forward, L layers, V vocabulary, M mask slots in a row, P examples 
 import dataclasses
 import difflib
 import json
-import pathlib
+import os
 from collections.abc import Mapping
 from typing import Any, Self
 
+from albert_jax.convert.hub import HUB_OPTIONS, locate
 from albert_jax.errors import UserError
 
 # Published sizes (Lan et al. 2019, table 1; xlarge has 16 heads in the released configuration, not H/64 = 32).
@@ -229,23 +230,28 @@ class AlbertConfig:
     # --- Hugging Face's config.json -----------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, directory: str | pathlib.Path) -> Self:
+    def from_pretrained(cls, path: str | os.PathLike[str], **options: Any) -> Self:
         """Reads a Hugging Face `config.json`.
+
+        Args:
+          path: the directory that holds it, or a repository of the hub, see `albert_jax.convert.hub.locate`.
+          options: fields to change, and options of the hub.
 
         Raises:
           UserError: where the file is missing or unreadable, or describes another kind of model.
         """
-        path = pathlib.Path(directory) / "config.json"
-        if not path.is_file():
-            raise UserError(f"{path} does not exist; give a directory that holds a Hugging Face config.json.")
+        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        file = locate(path, ("config.json",), **hub) / "config.json"
+        if not file.is_file():
+            raise UserError(f"{file} does not exist; give a directory that holds a Hugging Face config.json.")
         try:
-            values = dict(json.loads(path.read_text(encoding="utf-8")))
+            values = dict(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as e:
-            raise UserError(f"{path} is not valid JSON, or no object ({e}).") from e
+            raise UserError(f"{file} is not valid JSON, or no object ({e}).") from e
         try:
-            return cls.from_hub_dict(values)
+            return cls.from_hub_dict(values).updated(**options)
         except UserError as e:
-            raise UserError(f"{path}: {e}") from e
+            raise UserError(f"{file}: {e}") from e
 
     @classmethod
     def from_hub_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -3,7 +3,8 @@
 
     python flax_differences.py DIRECTORY OUT.json      # with transformers 4.57, in an environment that has it and Flax
 
-Each function below is a row of the page's table; test_docs.py compares what it returns with both packages.
+DIRECTORY holds a saved model for each of `NAMES`. Each function below is a row of the page's table; test_docs.py
+compares what it returns with both packages.
 """
 
 import functools
@@ -29,16 +30,16 @@ SHAPE: dict[str, Any] = {
     "inner_group_num": 2,
     "attention_probs_dropout_prob": 0.5,
 }
+NAMES = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForMultipleChoice")
 IDS = np.array([[2, 5, 9, 3]])
 KEY = jax.random.PRNGKey(0)
 
 
 @functools.cache
-def make(family: Any, name: str, **options: Any) -> Any:
-    """A small model of fresh parameters; the same one each time, as making one takes seconds."""
-    config = family.AlbertConfig(**SHAPE, classifier_dropout_prob=0.5)
+def load(family: Any, saved: pathlib.Path, name: str, **options: Any) -> Any:
+    """A model from the directory that holds one for each of `NAMES`; the same one each time."""
     dtype = jnp.bfloat16 if name == "ForSequenceClassification" else jnp.float32
-    return getattr(family, f"FlaxAlbert{name}")(config, dtype=dtype, **options)
+    return getattr(family, f"FlaxAlbert{name}").from_pretrained(str(saved / name), dtype=dtype, **options)
 
 
 def outcome(action: Callable[[], Any]) -> str:
@@ -51,105 +52,105 @@ def outcome(action: Callable[[], Any]) -> str:
     return "taken"
 
 
-def is_nan(family: Any, ids: Any) -> Any:
+def is_nan(family: Any, saved: pathlib.Path, ids: Any) -> Any:
     """Whether the scores of ids are NaN somewhere, or how they are refused."""
-    model = make(family, "ForMaskedLM")
+    model = load(family, saved, "ForMaskedLM")
     refusal = outcome(lambda: model(ids))
     return bool(np.isnan(np.asarray(model(ids).logits)).any()) if refusal == "taken" else refusal
 
 
-def labels(family: Any) -> str:
-    model = make(family, "ForMaskedLM")
+def labels(family: Any, saved: pathlib.Path) -> str:
+    model = load(family, saved, "ForMaskedLM")
     return outcome(lambda: model(IDS, labels=IDS).loss)
 
 
-def logits_dtype(family: Any) -> str:
-    return str(make(family, "ForSequenceClassification")(IDS).logits.dtype)
+def logits_dtype(family: Any, saved: pathlib.Path) -> str:
+    return str(load(family, saved, "ForSequenceClassification")(IDS).logits.dtype)
 
 
-def output_class(family: Any) -> str:
-    return type(make(family, "ForMaskedLM")(IDS)).__name__
+def output_class(family: Any, saved: pathlib.Path) -> str:
+    return type(load(family, saved, "ForMaskedLM")(IDS)).__name__
 
 
-def hidden_states(family: Any) -> int:
-    return len(make(family, "Model")(IDS, output_hidden_states=True).hidden_states)
+def hidden_states(family: Any, saved: pathlib.Path) -> int:
+    return len(load(family, saved, "Model")(IDS, output_hidden_states=True).hidden_states)
 
 
-def module(family: Any) -> bool:
-    return hasattr(make(family, "Model").module, "apply")
+def module(family: Any, saved: pathlib.Path) -> bool:
+    return hasattr(load(family, saved, "Model").module, "apply")
 
 
-def programs(family: Any) -> bool:
+def programs(family: Any, saved: pathlib.Path) -> bool:
     """Whether a call is more than a handful of programs."""
-    model = make(family, "Model")
+    model = load(family, saved, "Model")
     return len(jax.make_jaxpr(lambda ids: model(ids).last_hidden_state)(jnp.asarray(IDS)).eqns) > 20
 
 
-def checkpointing(family: Any) -> bool:
+def checkpointing(family: Any, saved: pathlib.Path) -> bool:
     """Whether the backward pass computes layers anew."""
-    model = make(family, "Model")
+    model = load(family, saved, "Model")
     gradient = jax.grad(lambda params: model(IDS, params=params).last_hidden_state.sum())
     program = str(jax.make_jaxpr(gradient)(model.params))
     return "remat" in program or "checkpoint[" in program
 
 
-def lists(family: Any) -> str:
-    model = make(family, "ForMaskedLM")
+def lists(family: Any, saved: pathlib.Path) -> str:
+    model = load(family, saved, "ForMaskedLM")
     return outcome(lambda: model(IDS.tolist()))
 
 
-def ids_outside(family: Any) -> Any:
-    return is_nan(family, np.array([[2, 500, 3]]))
+def ids_outside(family: Any, saved: pathlib.Path) -> Any:
+    return is_nan(family, saved, np.array([[2, 500, 3]]))
 
 
-def long_rows(family: Any) -> Any:
-    return is_nan(family, np.full((1, 40), 7))
+def long_rows(family: Any, saved: pathlib.Path) -> Any:
+    return is_nan(family, saved, np.full((1, 40), 7))
 
 
-def no_key(family: Any) -> str:
-    model = make(family, "ForSequenceClassification")
+def no_key(family: Any, saved: pathlib.Path) -> str:
+    model = load(family, saved, "ForSequenceClassification")
     return outcome(lambda: model(IDS, train=True))
 
 
-def unexpected_parameters(family: Any) -> str:
-    model = make(family, "Model")
+def unexpected_parameters(family: Any, saved: pathlib.Path) -> str:
+    model = load(family, saved, "Model")
     params = model.params | {"extra": {"kernel": jnp.ones(3)}}
     return outcome(lambda: model(IDS, params=params))
 
 
-def initial_weights(family: Any) -> list[bool]:
+def initial_weights(family: Any, saved: pathlib.Path) -> list[bool]:
     """Whether anything goes beyond two deviations, in the encoder and in the head."""
-    params = make(family, "ForSequenceClassification").params
+    params = family.FlaxAlbertForSequenceClassification(family.AlbertConfig(**SHAPE)).params
     kernels = params["albert"]["encoder"]["embedding_hidden_mapping_in"]["kernel"], params["classifier"]["kernel"]
     return [bool(jnp.abs(kernel).max() > 0.0401) for kernel in kernels]
 
 
-def padding_row(family: Any) -> bool:
+def padding_row(family: Any, saved: pathlib.Path) -> bool:
     """Whether padding moves its own row of the word table."""
-    model = make(family, "Model")
+    model = load(family, saved, "Model")
     ids = np.array([[2, 5, 0, 0]])
     gradient = jax.grad(lambda params: jnp.sin(model(ids, params=params).last_hidden_state).sum())(model.params)
     return bool(jnp.abs(gradient["embeddings"]["word_embeddings"]["embedding"][0]).max() > 0)
 
 
-def choice_dropout(family: Any) -> bool:
+def choice_dropout(family: Any, saved: pathlib.Path) -> bool:
     """Whether classifier_dropout_prob reaches the multiple-choice head, where it has nothing else to act on."""
-    config = family.AlbertConfig(**(SHAPE | {"attention_probs_dropout_prob": 0.0}), classifier_dropout_prob=0.5)
-    model = family.FlaxAlbertForMultipleChoice(config)
+    options = {"attention_probs_dropout_prob": 0.0, "classifier_dropout_prob": 0.5}
+    model = load(family, saved, "ForMultipleChoice", **options)
     ids = np.stack([IDS, IDS + 1], axis=1)
     return not np.array_equal(model(ids).logits, model(ids, train=True, dropout_rng=KEY).logits)
 
 
-def attention_dropout(family: Any) -> bool:
+def attention_dropout(family: Any, saved: pathlib.Path) -> bool:
     """Whether equal rows of a batch are dropped out differently."""
-    model = make(family, "Model")
+    model = load(family, saved, "Model")
     rows = model(np.tile(IDS, (2, 1)), train=True, dropout_rng=KEY).last_hidden_state
     return not np.array_equal(rows[0], rows[1])
 
 
-def dropout_noise(family: Any) -> Any:
+def dropout_noise(family: Any, saved: pathlib.Path) -> Any:
     """Whether a row's noise is the same in any batch that it is in."""
-    model = make(family, "Model")
+    model = load(family, saved, "Model")
     keys = jax.random.split(jax.random.key(0), 4)
     try:
         whole = model(np.tile(IDS, (4, 1)), train=True, dropout_rng=keys).last_hidden_state
@@ -159,53 +160,53 @@ def dropout_noise(family: Any) -> Any:
     return bool(np.allclose(whole[2:], half, atol=1e-6))
 
 
-def untied(family: Any) -> str:
+def untied(family: Any, saved: pathlib.Path) -> str:
     return outcome(lambda: family.FlaxAlbertForMaskedLM(family.AlbertConfig(**SHAPE, tie_word_embeddings=False)))
 
 
 def torn_encoder(family: Any, saved: pathlib.Path) -> str:
     other = family.AlbertConfig(**(SHAPE | {"num_hidden_groups": 2}))
-    return outcome(lambda: family.FlaxAlbertModel.from_pretrained(str(saved), config=other))
+    return outcome(lambda: family.FlaxAlbertModel.from_pretrained(str(saved / "Model"), config=other))
 
 
 def params_apart(family: Any, saved: pathlib.Path) -> str:
-    return outcome(lambda: family.FlaxAlbertModel.from_pretrained(str(saved), _do_init=False, from_pt=True))
+    return outcome(lambda: family.FlaxAlbertModel.from_pretrained(str(saved / "Model"), _do_init=False, from_pt=True))
 
 
-def saved_files(family: Any) -> list[str]:
+def saved_files(family: Any, saved: pathlib.Path) -> list[str]:
     with tempfile.TemporaryDirectory() as directory:
-        make(family, "Model").save_pretrained(directory)
+        load(family, saved, "Model").save_pretrained(directory)
         return sorted(path.name for path in pathlib.Path(directory).iterdir())
 
 
-def other_format(family: Any) -> str:
+def other_format(family: Any, saved: pathlib.Path) -> str:
     with tempfile.TemporaryDirectory() as directory:
-        return outcome(lambda: make(family, "Model").save_pretrained(directory, safe_serialization=False))
+        return outcome(lambda: load(family, saved, "Model").save_pretrained(directory, safe_serialization=False))
 
 
-def other_methods(family: Any) -> list[bool]:
-    model = make(family, "Model")
+def other_methods(family: Any, saved: pathlib.Path) -> list[bool]:
+    model = load(family, saved, "Model")
     return [hasattr(model, name) for name in ("push_to_hub", "can_generate", "_from_config")]
 
 
-def auto_classes(family: Any) -> bool:
+def auto_classes(family: Any, saved: pathlib.Path) -> bool:
     return hasattr(family, "FlaxAutoModelForMaskedLM")
 
 
 # --- what stays, of which doubts are possible -------------------------------------------------------------------------
 
 
-def stays_half(family: Any) -> list[str]:
+def stays_half(family: Any, saved: pathlib.Path) -> list[str]:
     """dtypes of parameters that were stored in half precision."""
     with tempfile.TemporaryDirectory() as directory:
-        model = make(family, "Model")
+        model = load(family, saved, "Model")
         model.save_pretrained(directory, params=model.to_bf16(model.params))
         loaded = type(model).from_pretrained(directory)
     return sorted({str(leaf.dtype) for leaf in jax.tree_util.tree_leaves(loaded.params)})
 
 
-def stays_without_pooler(family: Any) -> list[str]:
-    model = make(family, "Model", add_pooling_layer=False)
+def stays_without_pooler(family: Any, saved: pathlib.Path) -> list[str]:
+    model = load(family, saved, "Model", add_pooling_layer=False)
     return [*sorted(model.params), *model(IDS).keys()]
 
 
@@ -244,9 +245,7 @@ SAME: dict[str, tuple[Callable[..., Any], Any]] = {
 
 def run(family: Any, saved: pathlib.Path) -> dict[str, Any]:
     """What each of the functions returns."""
-    functions = {name: entry[0] for name, entry in (DIFFERENCES | SAME).items()}
-    stored = (torn_encoder, params_apart)
-    return {name: check(family, saved) if check in stored else check(family) for name, check in functions.items()}
+    return {name: entry[0](family, saved) for name, entry in (DIFFERENCES | SAME).items()}
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from tests.architectures import ARCHITECTURES, HEADS, config, inputs_and_labels,
 
 # What moves all scores of a softmax alike has the gradient zero but for rounding, which is held to that of a neighbour.
 ZERO_GRADIENTS = {"attention/key/bias": "attention/query/bias", "qa_outputs/bias": "qa_outputs/kernel"}
+HALVES = (slice(0, 1), slice(1, 4))
 
 
 def classes(head: str) -> dict[str, int]:
@@ -175,3 +176,30 @@ def test_positions_of_one_row_serve_all_rows() -> None:
     wanted = ours(ids, position_ids=np.broadcast_to(positions, ids.shape), params=params).logits
     for one in (positions, positions[None], positions[None, None]):
         assert np.array_equal(ours(ids, position_ids=one, params=params).logits, wanted)
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS if "Classification" in head or "Choice" in head])
+def test_a_classifiers_dropout_is_on_in_training_alone_and_belongs_to_a_row(head: str) -> None:
+    ours, params = model(head, config(classifier_dropout_prob=0.5))
+    inputs, _ = inputs_and_labels(head, config())
+    keys = jax.random.split(jax.random.key(0), int(np.prod(inputs["input_ids"].shape[:-1])))
+
+    def logits(rows: Any = slice(None), **options: Any) -> np.ndarray:
+        return np.asarray(ours(**{k: v[rows] for k, v in inputs.items()}, params=params, **options).logits)
+
+    calm = logits()
+    assert np.array_equal(logits(dropout_rng=jax.random.key(0)), calm)  # a key without `train` changes nothing
+    noisy = logits(dropout_rng=keys, train=True)
+    assert not np.allclose(noisy, calm, atol=1e-3)
+    per_row = len(keys) // 4
+    halves = [logits(part, dropout_rng=keys[part.start * per_row : part.stop * per_row], train=True) for part in HALVES]
+    np.testing.assert_allclose(np.concatenate(halves), noisy, atol=1e-5)
+    assert not np.allclose(logits(dropout_rng=jax.random.key(1), train=True), noisy, atol=1e-3)
+
+
+def test_no_dropout_probability_for_classifiers_means_the_encoders() -> None:
+    without = config(classifier_dropout_prob=None)
+    ours, params = model("FlaxAlbertForTokenClassification", without)
+    ids = inputs_and_labels("FlaxAlbertForTokenClassification", without)[0]["input_ids"]
+    noisy = ours(ids, params=params, dropout_rng=jax.random.key(0), train=True).logits
+    assert np.array_equal(noisy, ours(ids, params=params).logits)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from flax import serialization, traverse_util
 from safetensors.numpy import load_file, save_file
+from tokenizer_samples import spiece
 
 import albert_jax
 from albert_jax.config import AlbertConfig
@@ -99,6 +100,7 @@ def test_a_published_kind_of_config_is_kept_to_the_last_field(tmp_path: pathlib.
     old = json.loads((tmp_path / "a" / "config.json").read_text())
     old |= {"down_scale_factor": 1, "net_structure_type": 0, "num_memory_blocks": 0, "hidden_dropout_prob": 0}
     old |= {"transformers_version": "2.2.1", "torch_dtype": "float32", "layers_to_keep": []}
+    old |= {"id2label": {"0": "x", "1": "x"}, "label2id": {"x": 0}, "num_labels": 2}
     del old["tie_word_embeddings"], old["dtype"], old["classifier_dropout_prob"]
     (tmp_path / "a" / "config.json").write_text(json.dumps(old, indent=2, sort_keys=True) + "\n")
     load(tmp_path / "a").save_pretrained(tmp_path / "b")
@@ -285,22 +287,32 @@ def test_parameters_apart_are_those_of_the_model(saved: pathlib.Path) -> None:
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_repository_named_by_the_user_comes_from_the_hubs_cache(saved: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_repository_named_by_the_user_comes_from_the_hubs_cache(
+    saved: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tmp_path = tmp_path_factory.mktemp("hub")
     snapshot = tmp_path / "cache" / "models--somebody--tiny-albert" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(saved / name, snapshot)
+    albert_jax.AlbertTokenizer(spiece(tmp_path)).save_pretrained(saved)
+    for file in saved.iterdir():
+        shutil.copy(file, snapshot)
     refs = snapshot.parents[1] / "refs"
     refs.mkdir()
     (refs / "main").write_text("0" * 40)
     ours = load(pathlib.Path("somebody/tiny-albert"), cache_dir=tmp_path / "cache", local_files_only=True)
     assert same(ours.params, load(saved).params)
+    hub = {"cache_dir": tmp_path / "cache", "local_files_only": True}
+    tokenizer = albert_jax.AlbertTokenizer.from_pretrained("somebody/tiny-albert", do_lower_case=False, **hub)
+    assert albert_jax.AlbertConfig.from_pretrained("somebody/tiny-albert", num_labels=5, **hub).num_labels == 5
+    assert len(tokenizer) == len(albert_jax.AlbertTokenizer.from_pretrained(saved)) and not tokenizer.do_lower_case
 
 
 @pytest.mark.parametrize("name", ["somebody/nothing", "no such/directory/at all", "./absent"])
 def test_a_model_that_is_nowhere_is_refused_with_a_sentence(name: str, tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match="is not a directory"):
         albert_jax.FlaxAlbertModel.from_pretrained(name, cache_dir=tmp_path)
+    with pytest.raises(UserError, match="is not a directory"):
+        albert_jax.AlbertTokenizer.from_pretrained(name, cache_dir=tmp_path)
 
 
 # --- what does not get in ---------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import huggingface_hub
@@ -11,15 +12,18 @@ import huggingface_hub
 from albert_jax.errors import UserError
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_FILES = ("*.json", "*.safetensors", "*.msgpack", "*.model", "pytorch_model*.bin")
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+MODEL_FILES = ("*.json", "*.safetensors", "*.msgpack", "pytorch_model*.bin")
+TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json")
 
 
-def locate(name: str | os.PathLike[str], **options: Any) -> pathlib.Path:
-    """The directory of a model.
+def locate(name: str | os.PathLike[str], files: Sequence[str], **options: Any) -> pathlib.Path:
+    """The directory of a model or tokenizer.
 
     Args:
       name: a directory, or a repository like "albert/albert-base-v2", which is downloaded or found in the hub's cache.
-      options: of `huggingface_hub.snapshot_download`: revision, cache_dir, token, local_files_only, force_download.
+      files: patterns of what is wanted of a repository.
+      options: of `huggingface_hub.snapshot_download`, those in `HUB_OPTIONS`.
 
     Raises:
       UserError: where it is neither, or cannot be downloaded.
@@ -30,7 +34,7 @@ def locate(name: str | os.PathLike[str], **options: Any) -> pathlib.Path:
     if not _REPOSITORY.fullmatch(str(name)):
         raise UserError(f"{name} is not a directory; give one that holds a model, or a repository like org/name.")
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(str(name), allow_patterns=list(_FILES), **options))
+        return pathlib.Path(huggingface_hub.snapshot_download(str(name), allow_patterns=list(files), **options))
     except (
         OSError,
         ValueError,

@@ -19,7 +19,7 @@ from flax import nnx, traverse_util
 
 from albert_jax.config import AlbertConfig
 from albert_jax.convert import huggingface
-from albert_jax.convert.hub import locate
+from albert_jax.convert.hub import HUB_OPTIONS, MODEL_FILES, locate
 from albert_jax.errors import UserError
 from albert_jax.model import modules
 from albert_jax.model.dropout import row_keys
@@ -27,7 +27,6 @@ from albert_jax.model.parameters import Parameters, parameter_shapes, parameters
 
 Array = jax.Array | np.ndarray
 _log = logging.getLogger(__name__)
-_HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 _HEADS = ("predictions/", "sop_classifier/", "classifier/", "qa_outputs/", "pooler/", "albert/pooler/")
 
 
@@ -180,9 +179,9 @@ class FlaxAlbertPreTrainedModel:
           One of the dataclasses of `albert_jax.model.outputs`, or a tuple.
 
         Raises:
-          UserError: where a row is longer than the position table, shapes differ, an id is outside its table (looked at
-            in NumPy arrays and lists; one in an array of JAX's gives NaN, as a label outside does), `train` comes
-            without a key, or the class has no label of that name.
+          UserError: where a row is longer than the position table, shapes differ, an id is outside its table (arrays of
+            JAX are not looked into, nor are labels), `train` comes without a key, or the class has no label of that
+            name.
         """
         for name in labels:
             if name not in self._label_names:
@@ -269,9 +268,9 @@ class FlaxAlbertPreTrainedModel:
           UserError: where a file is missing or damaged, the encoder is not whole or not the configuration's, or a shape
             or the tied table contradicts it.
         """
-        hub = {name: options.pop(name) for name in _HUB_OPTIONS if name in options}
+        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
         network = {name: options.pop(name) for name in ("add_pooling_layer", "input_shape") if name in options}
-        directory = locate(pretrained_model_name_or_path, **hub)
+        directory = locate(pretrained_model_name_or_path, MODEL_FILES, **hub)
         if config is None:
             config = AlbertConfig.from_pretrained(directory)
         elif not isinstance(config, AlbertConfig):

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self, overload
 
 import numpy as np
 
+from albert_jax.convert.hub import HUB_OPTIONS, TOKENIZER_FILES, locate
 from albert_jax.errors import UserError
 from albert_jax.tokenization import hub
 from albert_jax.tokenization.batches import (
@@ -145,16 +146,18 @@ class AlbertTokenizer:
         """Opens a directory (its spiece.model, else its tokenizer.json) or either file itself.
 
         Args:
-          path: a local path.
+          path: a local path, or a repository of the hub, see `albert_jax.convert.hub.locate`.
           **overrides: keyword arguments of the constructor; where they say nothing, a tokenizer_config.json beside the
-            vocabulary does, and else the constructor's defaults hold.
+            vocabulary does, and else the constructor's defaults hold. And options of the hub.
 
         Raises:
           UserError: as the constructor, and where tokenizer_config.json is no JSON object or names other special tokens
             than ALBERT's or additional ones.
         """
+        options = {name: overrides.pop(name) for name in HUB_OPTIONS if name in overrides}
         file = pathlib.Path(path)
-        if file.is_dir():
+        if not file.is_file():
+            file = locate(path, TOKENIZER_FILES, **options)
             alone = not (file / "spiece.model").exists() and (file / "tokenizer.json").exists()
             file = file / ("tokenizer.json" if alone else "spiece.model")
         recorded = _settings_beside(file)
