@@ -42,8 +42,11 @@ def scalar(output: Any) -> Any:
     return last[:, ::2, ::3].sum() - last[:, 1:, 1::5].sum() + (output["pooler_output"] ** 3).sum()
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("head", HEADS)
+# The exact gelu is transformers' for version 1's models; one head that has it twice stands for all.
+PAIRS = [(head, name) for head in HEADS for name in ARCHITECTURES if name != "exact gelu" or head.endswith("MaskedLM")]
+
+
+@pytest.mark.parametrize(("head", "name"), PAIRS)
 def test_outputs_losses_and_gradients_are_those_of_torch(head: str, name: str, tmp_path: pathlib.Path) -> None:
     shape = config(name, **classes(head))
     ours, params = model(head, shape)
