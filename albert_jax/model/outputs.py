@@ -89,43 +89,33 @@ class AlbertForPreTrainingOutput(ModelOutput):
 
 
 @flax.struct.dataclass
-class MaskedLMOutput(ModelOutput):
+class LogitsOutput(ModelOutput):
+    """A loss, scores, and what the encoder gives besides; the next four say what is scored."""
+
+    loss: jax.Array | None
+    logits: jax.Array
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+
+
+@flax.struct.dataclass
+class MaskedLMOutput(LogitsOutput):
     """Output of the masked-LM model: `logits` float32 [B, S, V]."""
 
-    loss: jax.Array | None
-    logits: jax.Array
-    hidden_states: Arrays | None = None
-    attentions: Arrays | None = None
-
 
 @flax.struct.dataclass
-class SequenceClassifierOutput(ModelOutput):
+class SequenceClassifierOutput(LogitsOutput):
     """Output of the sequence classifier: `logits` float32 [B, num_labels]."""
 
-    loss: jax.Array | None
-    logits: jax.Array
-    hidden_states: Arrays | None = None
-    attentions: Arrays | None = None
-
 
 @flax.struct.dataclass
-class MultipleChoiceModelOutput(ModelOutput):
+class MultipleChoiceModelOutput(LogitsOutput):
     """Output of the multiple-choice model: `logits` float32 [B, C], one score for each of C choices."""
 
-    loss: jax.Array | None
-    logits: jax.Array
-    hidden_states: Arrays | None = None
-    attentions: Arrays | None = None
-
 
 @flax.struct.dataclass
-class TokenClassifierOutput(ModelOutput):
+class TokenClassifierOutput(LogitsOutput):
     """Output of the token classifier: `logits` float32 [B, S, num_labels]."""
-
-    loss: jax.Array | None
-    logits: jax.Array
-    hidden_states: Arrays | None = None
-    attentions: Arrays | None = None
 
 
 @flax.struct.dataclass
