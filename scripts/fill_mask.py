@@ -10,6 +10,7 @@ Exit status: 0; 1 where the two put different tokens first; 2 a bad input.
 import argparse
 import importlib.util
 import itertools
+import logging
 import os
 import pathlib
 import sys
@@ -93,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--top", type=int, default=5, help="answers to print (default: 5)")
     args = parser.parse_args(arguments)
     absent = _missing_packages()
+    logging.getLogger("albert_jax").setLevel(logging.ERROR)  # that a pretraining model has more heads needs no warning
     try:
         if args.top < 1:
             raise UserError(f"--top must be at least 1, not {args.top}.")

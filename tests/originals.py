@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import subprocess
+from collections.abc import Callable
 
 import pytest
 from peers import transformers4
@@ -13,7 +14,7 @@ PEER = pathlib.Path(__file__).parent / "tensorflow_checkpoints.py"
 
 
 @functools.cache
-def tensorflow(*arguments: object) -> None:
+def run_tensorflow(*arguments: object) -> None:
     """Runs tensorflow_checkpoints.py, or skips."""
     quiet = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
     modules = ("tensorflow", "torch") if arguments[0] == "transformers" else ("tensorflow",)
@@ -26,5 +27,11 @@ def tensorflow(*arguments: object) -> None:
 def originals(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """One checkpoint of every kind, each with its arrays in KIND.npz."""
     directory = tmp_path_factory.mktemp("originals")
-    tensorflow("write", directory)
+    run_tensorflow("write", directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def tensorflow() -> Callable[..., None]:
+    """Runs tensorflow_checkpoints.py with other arguments."""
+    return run_tensorflow

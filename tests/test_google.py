@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,7 +21,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx, traverse_util
-from originals import tensorflow
 
 from albert_jax.config import AlbertConfig
 from albert_jax.convert.google import google_variables, load_google_checkpoint, save_google_checkpoint
@@ -319,7 +319,7 @@ def test_what_is_saved_is_loaded_again_bit_for_bit(
     assert found.config.num_labels == (3 if heads == ("classifier",) else 2)
 
 
-def test_tensorflow_reads_and_restores_what_is_saved(tmp_path: pathlib.Path) -> None:
+def test_tensorflow_reads_and_restores_what_is_saved(tensorflow: Callable[..., None], tmp_path: pathlib.Path) -> None:
     config = AlbertConfig(**SMALL, num_hidden_groups=2)
     tensors = random_tensors(config, *PRETRAINING)
     save_google_checkpoint(tmp_path, tensors, config)
@@ -335,7 +335,9 @@ def test_tensorflow_reads_and_restores_what_is_saved(tmp_path: pathlib.Path) -> 
         assert found[name].dtype == array.dtype or name == "x.bfloat16"
 
 
-def test_transformers_own_converter_puts_every_tensor_where_we_do(originals: pathlib.Path) -> None:
+def test_transformers_own_converter_puts_every_tensor_where_we_do(
+    tensorflow: Callable[..., None], originals: pathlib.Path
+) -> None:
     tensorflow("transformers", originals / "groups-adam" / "model.ckpt-best")
     theirs = stored(originals / "groups-adam" / "model.ckpt-best.npz")
     tied = {"predictions.decoder.weight", "predictions.decoder.bias"}
