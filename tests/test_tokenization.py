@@ -22,7 +22,7 @@ from tokenizer_samples import (
 
 from albert_jax.errors import UserError
 from albert_jax.tokenization import SPECIAL_TOKENS, AlbertTokenizer, AlbertTokenizerFast, clean
-from albert_jax.tokenization.vocabulary import is_number_comma
+from albert_jax.tokenization.vocabulary import is_number_comma, parse_vocabulary
 
 Open = Callable[..., AlbertTokenizer]
 
@@ -210,6 +210,17 @@ def test_transformers_5_masks_and_names_the_special_tokens_and_no_others(
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_raw_vocabularys_scores_come_back_from_its_tokenizer_json(tmp_path: pathlib.Path) -> None:
+    first = AlbertTokenizer(spiece(tmp_path, raw=True))
+    first.save_pretrained(tmp_path / "saved")
+    again = AlbertTokenizer.from_pretrained(tmp_path / "saved" / "tokenizer.json")
+    old, new = (parse_vocabulary(t._model).pieces for t in (first, again))
+    glued = [i for i, piece in enumerate(old) if is_number_comma(piece.piece)]
+    assert glued and all(old[i].score == new[i].score for i in glued)
+    vocabulary = json.loads((tmp_path / "saved" / "tokenizer.json").read_text())["model"]["vocab"]
+    assert all(vocabulary[i][1] < -500 for i in glued)  # out of transformers' reach
 
 
 @pytest.mark.parametrize("name", FLAGS)

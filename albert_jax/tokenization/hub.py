@@ -13,8 +13,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from albert_jax.tokenization.cleaning import RULES, Cleaning
 from albert_jax.tokenization.vocabulary import (
     CLS,
+    HUB_DISTANCE,
     MASK,
-    NEVER,
     PAD,
     SEP,
     SPECIAL_TOKENS,
@@ -39,7 +39,7 @@ def hub_tokenizer(proto: Any, cleaning: Cleaning) -> tokenizers.Tokenizer:
     """For tokenizer.json: everything in Rust, five added tokens and no more, and number-comma pieces out of reach."""
     names = [p.piece for p in proto.pieces]
     vocabulary = [
-        (name, NEVER if is_number_comma(name) else score) for name, score in zip(names, _scores(proto), strict=True)
+        (name, score - HUB_DISTANCE * is_number_comma(name)) for name, score in zip(names, _scores(proto), strict=True)
     ]
     tokenizer = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=UNK))
     tokenizer.normalizer = normalizers.Sequence(_normalizers(proto.normalizer_spec.precompiled_charsmap, cleaning))

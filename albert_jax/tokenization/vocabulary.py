@@ -16,6 +16,8 @@ SPECIAL_TOKENS = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
 WORD_START = "▁"
 # A score that no path through a word can afford, whatever the vocabulary.
 NEVER = -100.0
+# How far below its score tokenizer.json has a number-comma piece: out of reach, and the score can be had back.
+HUB_DISTANCE = 1000.0
 
 _ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
 
@@ -90,7 +92,9 @@ def _read_tokenizer_json(path: pathlib.Path) -> Any:
     """Builds a SentencePiece model from a tokenizer.json's pieces, scores and character map.
 
     Its pipeline is left aside: what transformers derives from a spiece.model of ALBERT is damaged, the pieces are not.
-    Pieces that it made into added tokens of their own, such as the full stop, are user-defined symbols again.
+    Pieces that it made into added tokens of their own, such as the full stop, are user-defined symbols again. The score
+    of a piece like `1,` is lost in transformers' files, so that a number before a comma may be segmented otherwise than
+    from the spiece.model (with the published English vocabulary 1 of 44,467 lines); ours keep it.
     """
     proto = _ModelProto()
     try:
@@ -103,6 +107,8 @@ def _read_tokenizer_json(path: pathlib.Path) -> Any:
     _check_specials([piece for piece, _ in pieces[:5]], path)
     check_added_tokens(added, {piece for piece, _ in pieces}, path)
     for i, (piece, score) in enumerate(pieces):
+        if is_number_comma(piece) and score < -HUB_DISTANCE / 2:
+            score += HUB_DISTANCE
         kind = proto.SentencePiece.CONTROL if i < len(SPECIAL_TOKENS) else proto.SentencePiece.NORMAL
         kind = proto.SentencePiece.USER_DEFINED if i >= len(SPECIAL_TOKENS) and piece in added else kind
         proto.pieces.add(piece=piece, score=score, type=proto.SentencePiece.UNKNOWN if i == UNK else kind)
