@@ -8,7 +8,8 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from peers import transformers4
+
+from tests.peers import transformers4
 
 PEER = pathlib.Path(__file__).parent / "tensorflow_checkpoints.py"
 

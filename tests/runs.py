@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny training runs for tests: a data set of real sentences, and `train.py` in processes of its own.
 
-A test module that says `pytest_plugins = ["runs"]` has the fixtures. As a program, this file is the other side of
+A test module that says `pytest_plugins = ["tests.runs"]` has the fixtures. As a program, this file is the other side of
 `Runs.start(hold=...)` and of `Runs.train`. (PYTEST_DONT_REWRITE: it is imported before pytest registers it.)
 """
 

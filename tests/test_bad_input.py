@@ -7,9 +7,10 @@ import shutil
 from typing import Any
 
 import pytest
-from runs import VOCABULARY, Finished, Runs, make_data, write_text
 
-pytest_plugins = ["runs"]
+from tests.runs import VOCABULARY, Finished, Runs, make_data, write_text
+
+pytest_plugins = ["tests.runs"]
 
 
 def assert_refused(finished: Finished, *parts: str) -> None:

@@ -17,14 +17,14 @@ import ml_collections
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from runs import STEPS, TINY, Runs, arrays, records, wait_for
 
 from albert_jax.errors import UserError
 from albert_jax.training.checkpoint import Checkpoints, digests, load_parameters
 from albert_jax.training.sharding import make_mesh, replicated
 from albert_jax.training.step import TrainState, initial_parameters, initial_state, zero_sums
+from tests.runs import STEPS, TINY, Runs, arrays, records, wait_for
 
-pytest_plugins = ["runs"]
+pytest_plugins = ["tests.runs"]
 # Orbax gives up its other reads of a bad file with these.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

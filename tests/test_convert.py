@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file
-from tokenizer_samples import spiece
 
 import albert_jax
 from albert_jax.convert.google import save_google_checkpoint
@@ -20,6 +19,7 @@ from albert_jax.convert.tensor_bundle import TensorBundle, write_tensor_bundle
 from albert_jax.tokenization import AlbertTokenizer
 from scripts import convert
 from tests.architectures import config, model, torch_class
+from tests.tokenizer_samples import spiece
 
 PIECES = 1500  # of the vocabulary of the samples
 

@@ -9,7 +9,6 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-from runs import TINY, records
 from scipy import stats
 
 from albert_jax.data.stream import IGNORED, Batch
@@ -19,8 +18,9 @@ from albert_jax.training.loop import open_data
 from albert_jax.training.objective import evaluate_rows, zero_totals
 from albert_jax.training.sharding import make_mesh
 from albert_jax.training.step import abstract_model, make_eval_step
+from tests.runs import TINY, records
 
-pytest_plugins = ["runs"]
+pytest_plugins = ["tests.runs"]
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

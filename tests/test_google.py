@@ -28,7 +28,7 @@ from albert_jax.convert.tensor_bundle import TensorBundle, write_tensor_bundle
 from albert_jax.errors import UserError
 from albert_jax.model import FlaxAlbertForPreTrainingModule, with_parameters
 
-pytest_plugins = ["originals"]
+pytest_plugins = ["tests.originals"]
 
 ARCHITECTURES = ("one", "groups", "inner", "equal")  # as in tensorflow_checkpoints.py
 MAPPING = "albert/encoder/embedding_hidden_mapping_in"

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from flax import serialization, traverse_util
 from safetensors.numpy import load_file, save_file
-from tokenizer_samples import spiece
 
 import albert_jax
 from albert_jax.config import AlbertConfig
@@ -24,6 +23,7 @@ from albert_jax.convert.huggingface import fit, read_checkpoint, tensor_name, tu
 from albert_jax.errors import UserError
 from albert_jax.model import parameter_shapes
 from tests.architectures import ARCHITECTURES, HEADS, config, model, torch_class
+from tests.tokenizer_samples import spiece
 
 TABLE = "albert.embeddings.word_embeddings.weight"
 SOP = ["sop_classifier.classifier.bias", "sop_classifier.classifier.weight"]

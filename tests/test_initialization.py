@@ -10,7 +10,6 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-from runs import TINY
 from safetensors.numpy import load_file, save_file
 
 from albert_jax.config import AlbertConfig
@@ -22,8 +21,9 @@ from albert_jax.training.checkpoint import load_parameters
 from albert_jax.training.initialization import starting_parameters
 from albert_jax.training.loop import Run
 from albert_jax.training.step import initial_parameters
+from tests.runs import TINY
 
-pytest_plugins = ["runs"]
+pytest_plugins = ["tests.runs"]
 
 
 def config_of(workdir: pathlib.Path, **model: Any) -> ml_collections.ConfigDict:

@@ -6,11 +6,11 @@ import shutil
 import signal
 
 import pytest
-from runs import Runs, arrays, records, release, wait_for
 
 from albert_jax.training.interruption import EXIT_INTERRUPTED, Interruption
+from tests.runs import Runs, arrays, records, release, wait_for
 
-pytest_plugins = ["runs"]
+pytest_plugins = ["tests.runs"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -10,7 +10,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import sentencepiece
-from text_store import Example, Words, draws_of, made_up_vocabulary, read_batch, slow_choice, topics_data
 
 from albert_jax.data import counter_rng
 from albert_jax.data.masking import choose_words, corrupt, mask_budget, ngram_probabilities
@@ -18,6 +17,7 @@ from albert_jax.data.plan import PlanSettings, make_plan
 from albert_jax.data.store import TextStore
 from albert_jax.data.stream import PretrainingStream
 from albert_jax.data.vocabulary import MASK, UNK, Vocabulary
+from tests.text_store import Example, Words, draws_of, made_up_vocabulary, read_batch, slow_choice, topics_data
 
 
 def chi_square_limit(freedom: int) -> float:

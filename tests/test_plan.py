@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from text_store import MemoryStore, made_up_vocabulary, numbered, topics_data
 
 from albert_jax.data import plan as plans
 from albert_jax.data.plan import Plan, PlanSettings, cached_plan, make_plan, pack_lengths
 from albert_jax.data.store import TextStore
 from albert_jax.data.vocabulary import Vocabulary
 from albert_jax.errors import UserError
+from tests.text_store import MemoryStore, made_up_vocabulary, numbered, topics_data
 
 
 @pytest.fixture(scope="module")

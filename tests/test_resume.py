@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import STEPS, Finished, Runs, arrays, make_data, make_vocabulary, records, release, wait_for, write_text
 
 from albert_jax.training.recipe import RESUMABLE_FIELDS
+from tests.runs import STEPS, Finished, Runs, arrays, make_data, make_vocabulary, records, release, wait_for, write_text
 
-pytest_plugins = ["runs"]
+pytest_plugins = ["tests.runs"]
 
 
 def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from text_store import topics_data
 
 from albert_jax.data.store import TextStore, read_manifest
 from albert_jax.errors import UserError
+from tests.text_store import topics_data
 
 Damage = Callable[[pathlib.Path], object]
 

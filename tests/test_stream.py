@@ -8,7 +8,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from text_store import (
+
+from albert_jax.data import counter_rng
+from albert_jax.data import stream as streams
+from albert_jax.data.plan import PlanSettings, make_plan
+from albert_jax.data.store import TextStore
+from albert_jax.data.stream import Batch, PretrainingStream
+from albert_jax.data.vocabulary import Vocabulary
+from albert_jax.errors import UserError
+from tests.text_store import (
     FIRST,
     Example,
     MemoryStore,
@@ -19,14 +27,6 @@ from text_store import (
     slow_choice,
     topics_data,
 )
-
-from albert_jax.data import counter_rng
-from albert_jax.data import stream as streams
-from albert_jax.data.plan import PlanSettings, make_plan
-from albert_jax.data.store import TextStore
-from albert_jax.data.stream import Batch, PretrainingStream
-from albert_jax.data.vocabulary import Vocabulary
-from albert_jax.errors import UserError
 
 
 def memory_stream(

@@ -15,7 +15,7 @@ from albert_jax.convert import tensor_bundle
 from albert_jax.convert.tensor_bundle import TensorBundle, write_tensor_bundle
 from albert_jax.errors import UserError
 
-pytest_plugins = ["originals"]
+pytest_plugins = ["tests.originals"]
 
 
 def read_all(prefix: pathlib.Path) -> dict[str, tuple[str, tuple[int, ...], bytes]] | None:

@@ -9,8 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from peers import transformers4
-from tokenizer_samples import (
+
+from albert_jax.errors import UserError
+from albert_jax.tokenization import SPECIAL_TOKENS, AlbertTokenizer, AlbertTokenizerFast, clean
+from albert_jax.tokenization.vocabulary import is_number_comma, parse_vocabulary
+from tests.peers import transformers4
+from tests.tokenizer_samples import (
     FLAGS,
     ask_peer,
     corpus,
@@ -19,10 +23,6 @@ from tokenizer_samples import (
     transformers5,
     unicode_fuzz,
 )
-
-from albert_jax.errors import UserError
-from albert_jax.tokenization import SPECIAL_TOKENS, AlbertTokenizer, AlbertTokenizerFast, clean
-from albert_jax.tokenization.vocabulary import is_number_comma, parse_vocabulary
 
 Open = Callable[..., AlbertTokenizer]
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peers import transformers4
 from tokenizer_peers import call
-from tokenizer_samples import ask_peer, corpus, spiece, unicode_fuzz
 
 from albert_jax.errors import UserError
 from albert_jax.tokenization import AlbertTokenizer
+from tests.peers import transformers4
+from tests.tokenizer_samples import ask_peer, corpus, spiece, unicode_fuzz
 
 Calls = list[tuple[str, list[Any], dict[str, Any]]]
 

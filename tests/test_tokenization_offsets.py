@@ -6,10 +6,10 @@ import pathlib
 from typing import Any
 
 import pytest
-from tokenizer_samples import FLAGS, ask_peer, corpus, spiece, transformers5, unicode_fuzz
 
 from albert_jax.tokenization import AlbertTokenizer
 from albert_jax.tokenization.cleaning import RULES, Cleaning
+from tests.tokenizer_samples import FLAGS, ask_peer, corpus, spiece, transformers5, unicode_fuzz
 
 
 def spans(tokenizer: AlbertTokenizer, text: str) -> list[tuple[str, str]]:

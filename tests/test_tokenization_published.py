@@ -11,10 +11,10 @@ import os
 import pathlib
 
 import pytest
-from peers import transformers4
-from tokenizer_samples import ask_peer, unicode_fuzz
 
 from albert_jax.tokenization import SPECIAL_TOKENS, AlbertTokenizer
+from tests.peers import transformers4
+from tests.tokenizer_samples import ask_peer, unicode_fuzz
 
 
 def from_environment(name: str, what: str) -> pathlib.Path:

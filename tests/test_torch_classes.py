@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peers import transformers4
-from tokenizer_samples import spiece, transformers5
 
 import albert_jax
 from tests.architectures import HEADS, config, inputs_and_labels, model
+from tests.peers import transformers4
+from tests.tokenizer_samples import spiece, transformers5
 
 TEXT = "The [MASK] of a class, in 2,000 words."
 

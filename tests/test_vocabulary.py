@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece
-from text_store import topics_data
 
 from albert_jax.data.vocabulary import Vocabulary, is_punctuation
 from albert_jax.errors import UserError
+from tests.text_store import topics_data
 
 SENTENCES = ["the river (follows) the stone, and the teacher sings.", "a stone: the river!", "winter letters"] * 9
 
