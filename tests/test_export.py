@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A checkpoint becomes a directory that transformers loads, whole or not at all, and that answers the same to both."""
 
+import dataclasses
 import hashlib
 import importlib.util
 import io
@@ -28,10 +29,20 @@ from scripts import export, fill_mask
 FILES = ["README.md", "config.json", "model.safetensors", "spiece.model", "tokenizer.json", "tokenizer_config.json"]
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+ARCHITECTURE = AlbertConfig(
+    vocab_size=600,
+    embedding_size=16,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=48,
+    initializer_range=0.3,
+)
+
+
+def make_workdir(workdir: pathlib.Path, architecture: AlbertConfig) -> pathlib.Path:
     """A training workdir with checkpoints of steps 0 and 7 and evaluations at steps 5 and 9; cased."""
-    workdir = tmp_path_factory.mktemp("run")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(line for text in pydoc_data.topics.topics.values() for line in text.splitlines()),
@@ -45,16 +56,6 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         minloglevel=2,
     )
     (workdir / "spiece.model").write_bytes(model.getvalue())
-    architecture = AlbertConfig(
-        vocab_size=600,
-        embedding_size=16,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=48,
-        initializer_range=0.3,
-    )
     config = pretraining(architecture)
     train = {"documents": 12, "sentences": 3456, "tokens": 78901}
     flags = {"size": 600, "do_lower_case": False, "keep_accents": True}
@@ -77,6 +78,12 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     ]
     (workdir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 9, "ki')
     return workdir
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """See `make_workdir`."""
+    return make_workdir(tmp_path_factory.mktemp("run"), ARCHITECTURE)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +111,24 @@ def test_the_export_is_complete_and_holds_the_checkpoints_bits_and_flags(
     tokenizer = AlbertTokenizer.from_pretrained(exported)
     assert (tokenizer.do_lower_case, tokenizer.keep_accents) == (False, True)
     assert (exported / "spiece.model").read_bytes() == (workdir / "spiece.model").read_bytes()
+
+
+def test_what_groups_share_is_exported_as_copies_on_demand_only(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    shared = dataclasses.replace(ARCHITECTURE, num_hidden_groups=2, shared_across_groups="attention")
+    arguments = [f"--workdir={make_workdir(tmp_path / 'run', shared)}", f"--out={tmp_path / 'out'}"]
+    assert export.main(arguments) == 2
+    assert "cannot share the attention weights across groups" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert export.main([*arguments, "--unshare"]) == 0
+    model = FlaxAlbertForPreTraining.from_pretrained(tmp_path / "out")
+    assert (model.config.num_hidden_groups, model.config.shared_across_groups) == (2, "nothing")
+    first, second = (g["albert_layers"]["0"] for g in model.params["albert"]["encoder"]["albert_layer_groups"].values())
+    for name, same in (("attention", True), ("ffn", False)):
+        pairs = zip(jax.tree.leaves(first[name]), jax.tree.leaves(second[name]), strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs) == same
 
 
 def test_the_card_states_what_the_model_was_trained_on_and_how_well(exported: pathlib.Path) -> None:
