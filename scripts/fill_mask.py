@@ -94,7 +94,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--top", type=int, default=5, help="answers to print (default: 5)")
     args = parser.parse_args(arguments)
     absent = _missing_packages()
-    logging.getLogger("albert_jax").setLevel(logging.ERROR)  # that a pretraining model has more heads needs no warning
     try:
         if args.top < 1:
             raise UserError(f"--top must be at least 1, not {args.top}.")
@@ -119,4 +118,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.getLogger("albert_jax").setLevel(logging.ERROR)  # that a pretraining model has more heads needs no warning
     sys.exit(main())
