@@ -7,9 +7,8 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sentencepiece import sentencepiece_model_pb2
-
 from albert_jax.errors import UserError
+from albert_jax.tokenization.model_proto import ModelProto
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 SPECIAL_TOKENS = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
@@ -18,8 +17,6 @@ WORD_START = "▁"
 NEVER = -100.0
 # How far below its score tokenizer.json has a number-comma piece: out of reach, and the score can be had back.
 HUB_DISTANCE = 1000.0
-
-_ModelProto: Any = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
 
 
 def is_number_comma(piece: str) -> bool:
@@ -49,7 +46,7 @@ def settle_scores(model: bytes) -> bytes:
 
 def parse_vocabulary(model: bytes) -> Any:
     """The ModelProto of a spiece.model's bytes."""
-    return _ModelProto.FromString(model)
+    return ModelProto.FromString(model)
 
 
 def read_vocabulary(path: pathlib.Path) -> Any:
@@ -66,7 +63,7 @@ def read_vocabulary(path: pathlib.Path) -> Any:
 
 def _read_spiece(path: pathlib.Path) -> Any:
     """Parses and checks a spiece.model."""
-    proto = _ModelProto()
+    proto = ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
     except Exception as e:  # protobuf's DecodeError has no stable home across its implementations
@@ -96,7 +93,7 @@ def _read_tokenizer_json(path: pathlib.Path) -> Any:
     of a piece like `1,` is lost in transformers' files, so that a number before a comma may be segmented otherwise than
     from the spiece.model (with the published English vocabulary 1 of 44,467 lines); ours keep it.
     """
-    proto = _ModelProto()
+    proto = ModelProto()
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         pieces = [(str(piece), float(score)) for piece, score in values["model"]["vocab"]]
