@@ -5,35 +5,17 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 from albert_jax.errors import UserError
 from pretrain_data.sentences import SentenceSplitter
+from pretrain_data.sources.base import Document
 
 # Lines looked at to tell whether a line is a sentence or a paragraph, in all and of one file.
 _DETECT_LINES = 4000
 _DETECT_SHARE = 0.25
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text and its id.
-
-    Attributes:
-        id: ``<source>:<ordinal or name>``, unique in the corpus.
-        lines: sentences or paragraphs (the source's ``lines`` says which), stripped, none of them empty.
-    """
-
-    id: str
-    lines: list[str]
-
-    @property
-    def size(self) -> int:
-        """Bytes of the lines in UTF-8, line ends included."""
-        return sum(len(line.encode()) + 1 for line in self.lines)
 
 
 class Source(Protocol):
