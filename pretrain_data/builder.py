@@ -25,7 +25,7 @@ from pretrain_data.progress import documents_of
 from pretrain_data.records import Counts, Dropped, Encoder
 from pretrain_data.sentences import SentenceSplitter
 
-FORMAT = 1
+FORMAT = 2
 UNK = 1
 # Sentences tokenized in one call: enough that calls cost nothing, few enough for memory.
 _BATCH_SENTENCES = 4096

@@ -156,7 +156,7 @@ def _read_split(builder: Any, split: str, index: Path, vocab_size: int) -> dict[
     all_lengths: list[np.ndarray] = []
     per_record = np.zeros(len(source), np.int32)
     fingerprint = Fingerprint()
-    documents = 0
+    firsts: list[int] = []  # the record with which each document begins
     for start in range(0, len(source), _READ_BATCH):
         rows = list(range(start, min(start + _READ_BATCH, len(source))))
         for row, record in zip(rows, source.__getitems__(rows), strict=True):
@@ -172,14 +172,16 @@ def _read_split(builder: Any, split: str, index: Path, vocab_size: int) -> dict[
             unigrams += np.bincount(tokens, minlength=vocab_size)
             all_lengths.append(lengths)
             per_record[row] = len(lengths)
-            documents += int(record["part"]) == 0
+            if int(record["part"]) == 0:
+                firsts.append(row)
     lengths = np.concatenate(all_lengths).astype(np.uint16)
     np.save(index / f"{split}.sentence_lengths.npy", lengths)
     np.save(index / f"{split}.sentences_per_record.npy", per_record)
+    np.save(index / f"{split}.records_per_document.npy", np.diff([*firsts, len(source)]).astype(np.int32))
     np.save(index / f"{split}.unigrams.npy", unigrams)
     return {
         "records": len(source),
-        "documents": documents,
+        "documents": len(firsts),
         "sentences": len(lengths),
         "tokens": int(unigrams.sum()),
         "unknown_tokens": int(unigrams[1]),

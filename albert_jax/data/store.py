@@ -12,7 +12,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from albert_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
@@ -64,6 +64,7 @@ class TextStore:
       fingerprint: digest of all tokens and sentence boundaries in order.
       sentence_lengths: uint16 [sentences], tokens in each sentence of the split, in order.
       sentences_per_record: int32 [records].
+      records_per_document: int32 [documents].
       unigrams: int64 [V], how often each id occurs in the split.
 
     Raises:
@@ -78,6 +79,7 @@ class TextStore:
         self.fingerprint: str = manifest["splits"][split]["fingerprint"]
         self.sentence_lengths = self._index("sentence_lengths")
         self.sentences_per_record = self._index("sentences_per_record")
+        self.records_per_document = self._index("records_per_document")
         self.unigrams = self._index("unigrams")
         self._source, self._dtype = self._open()
         self._check_counts(manifest["splits"][split])
@@ -104,6 +106,7 @@ class TextStore:
         counts = {
             "records": (len(self._source), len(self.sentences_per_record)),
             "sentences": (int(self.sentences_per_record.sum(dtype=np.int64)), len(self.sentence_lengths)),
+            "documents": (len(self.records_per_document), len(self.records_per_document)),
             "tokens": (int(self.unigrams.sum()), int(self.sentence_lengths.sum(dtype=np.int64))),
         }
         for name, found in counts.items():
