@@ -7,31 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 from albert_jax.errors import UserError
 from pretrain_data.sentences import SentenceSplitter
-from pretrain_data.sources.base import Document
+from pretrain_data.sources.base import Document, Part, ReadLog, Source, Span
 
 # Lines looked at to tell whether a line is a sentence or a paragraph, in all and of one file.
 _DETECT_LINES = 4000
 _DETECT_SHARE = 0.25
-
-
-class Source(Protocol):
-    """What the rest of the pipeline asks of a corpus. `lines` is "sentence" or "paragraph"; `size` is in bytes."""
-
-    name: str
-    lines: str
-
-    @property
-    def size(self) -> int: ...
-
-    def documents(self) -> Iterator[Document]: ...
-
-    def describe(self) -> str: ...
-
-    def manifest(self) -> dict[str, object]: ...
 
 
 class TextFiles:
@@ -75,13 +58,20 @@ class TextFiles:
         """Bytes on disk."""
         return sum(path.stat().st_size for path in self.paths)
 
-    def documents(self) -> Iterator[Document]:
+    def parts(self) -> list[Part]:
+        """A part a file."""
+        return [
+            Part((Span(str(path), 0, path.stat().st_size, path.stat().st_size, str(path.stat().st_mtime_ns)),))
+            for path in self.paths
+        ]
+
+    def read(self, part: Part, log: ReadLog) -> Iterator[Document]:
         """Yields the documents; ids are ``<file name>:<ordinal in the file>``, with the whole path where names repeat.
 
         Raises:
             UserError: a file cannot be read, is binary or is not UTF-8; the sentence names the line and the byte.
         """
-        for path in self.paths:
+        for path in (Path(span.path) for span in part.spans):
             label = str(path) if path.name in self.ambiguous else path.name
             for ordinal, lines in enumerate(_blocks(path)):
                 yield Document(f"{label}:{ordinal}", lines)

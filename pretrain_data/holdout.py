@@ -1,17 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which documents are held out for validation, and the guard that keeps training text out of them."""
+"""Which documents are held out for validation, and the guard that keeps training text out of them.
+
+A document is a candidate if a hash of its content is low, so that equal documents fall into the same split wherever
+they stand. Of the candidates those with the lowest hashes are held out, up to `MAX_VALIDATION_BYTES`: one percent of a
+terabyte would be more than anybody evaluates. Then all other documents are streamed past them: a held-out document of
+which more than a fifth of the word runs occur in training documents goes to training, and as that may give others away,
+this is repeated until nothing changes. No document is dropped.
+
+Parts of the corpus are looked at by different processes, twice: `Candidates` collects what one part has to offer,
+`choose` joins these; `seen_in_training` looks at one part for what was chosen, `settle` joins those. The result
+depends on the documents alone. Memory: about 10 bytes a word of held-out text in each process, so some 70 MB at most.
+"""
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from pretrain_data.corpora import Document
+from pretrain_data.sources.base import Document
 
 SHINGLE_WORDS = 8
 # A held-out document of which more than this share of shingles occurs in training documents is a near-duplicate.
 MAX_SHARED = 0.2
+MAX_VALIDATION_BYTES = 32 * 2**20
 # A word is a run of letters and digits; scripts written without spaces count each character.
 _WORD = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]+"
@@ -20,94 +33,167 @@ _MAX_CACHED_WORDS = 1_000_000
 
 
 def content_hash(lines: Sequence[str]) -> int:
-    """64 bits of a document's content; equal documents fall into the same split, wherever they stand."""
+    """64 bits of a document's content."""
     return int.from_bytes(hashlib.blake2b("\n".join(lines).encode(), digest_size=8).digest(), "little")
 
 
 class Shingler:
-    """Hashes runs of `SHINGLE_WORDS` words, lower-cased, punctuation left out."""
+    """Hashes runs of words, lower-cased, punctuation left out.
 
-    def __init__(self) -> None:
+    Args:
+        width: words in a run.
+    """
+
+    def __init__(self, width: int = SHINGLE_WORDS) -> None:
         self._hashes: dict[str, int] = {}
         # Odd multipliers, fixed for all time: a polynomial in the words' hashes modulo 2**64.
         base = 0x9E3779B97F4A7C15
-        self._factors = [np.uint64(pow(base, k, 2**64)) for k in range(SHINGLE_WORDS)]
+        self._factors = [np.uint64(pow(base, k, 2**64)) for k in range(width)]
 
     def __call__(self, lines: Sequence[str]) -> np.ndarray:
         """uint64 [number of distinct shingles], sorted; one for a text of fewer words, none without words."""
+        return np.unique(self.runs(lines))
+
+    def runs(self, lines: Sequence[str]) -> np.ndarray:
+        """uint64, the shingles in the order of the text."""
         words = _WORD.findall(" ".join(lines).lower())
         if not words:
             return np.zeros(0, np.uint64)
-        hashes = np.array([self._hash(word) for word in words], np.uint64)
-        width = min(SHINGLE_WORDS, len(hashes))
+        hashes = self._hashes_of(words)
+        width = min(len(self._factors), len(hashes))
         count = len(hashes) - width + 1
         total = np.zeros(count, np.uint64)
         for k in range(width):
             total += hashes[k : k + count] * self._factors[k]
-        return np.unique(total)
+        return total
 
-    def _hash(self, word: str) -> int:
-        value = self._hashes.get(word)
-        if value is None:
-            if len(self._hashes) >= _MAX_CACHED_WORDS:
-                self._hashes.clear()
-            value = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-            self._hashes[word] = value
-        return value
+    def _hashes_of(self, words: list[str]) -> np.ndarray:
+        known = self._hashes
+        if len(known) >= _MAX_CACHED_WORDS:
+            known.clear()
+        for word in set(words).difference(known):
+            known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+        return np.fromiter(map(known.__getitem__, words), np.uint64, len(words))
 
 
-class Holdout:
-    """Chooses validation documents by a hash of their content, then hands back those that training text resembles.
+@dataclass
+class Candidates:
+    """The documents of a part that may be held out.
 
-    Two passes over the corpus: `choose` remembers the shingles of the chosen documents (all that is kept in memory:
-    about 17 bytes a held-out word), `guard` streams the other documents past them. A chosen document that shares more
-    than a fifth of its shingles with training documents becomes a training document; as that may give others away, it
-    is repeated until nothing changes. No document is dropped.
-
-    Args:
-        fraction: expected share of documents held out, in (0, 1).
+    Attributes:
+        fraction: expected share of documents, in (0, 1).
+        keys: `content_hash` of each.
+        sizes: bytes of each.
+        shingles: uint64, of each.
     """
 
-    def __init__(self, fraction: float) -> None:
-        self._limit = int(fraction * 2**64)
-        self._chosen: dict[int, np.ndarray] = {}
-        self._shingle = Shingler()
-        self.near_duplicates = 0
+    fraction: float
+    keys: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    shingles: list[np.ndarray] = field(default_factory=list)
 
-    def choose(self, documents: Iterable[Document]) -> None:
-        """First pass."""
-        for document in documents:
-            key = content_hash(document.lines)
-            if key < self._limit and key not in self._chosen:
-                self._chosen[key] = self._shingle(document.lines)
+    def offer(self, document: Document, key: int, shingler: Shingler) -> None:
+        """Adds the document if its key is low enough."""
+        if key < int(self.fraction * 2**64):
+            self.keys.append(key)
+            self.sizes.append(document.size)
+            self.shingles.append(shingler(document.lines))
 
-    def guard(self, documents: Iterable[Document]) -> None:
-        """Second pass, over the same documents."""
-        all_shingles = np.unique(np.concatenate([np.zeros(0, np.uint64), *self._chosen.values()]))
-        in_training = np.zeros(len(all_shingles), bool)
-        for document in documents:
-            if len(all_shingles) and content_hash(document.lines) not in self._chosen:
-                shingles = self._shingle(document.lines)
-                places = np.minimum(np.searchsorted(all_shingles, shingles), len(all_shingles) - 1)
-                in_training[places[all_shingles[places] == shingles]] = True
-        while True:
-            leaking = [
-                key for key, own in self._chosen.items() if self._shared(own, all_shingles, in_training) > MAX_SHARED
-            ]
-            for key in leaking:
-                in_training[np.searchsorted(all_shingles, self._chosen.pop(key))] = True
-            self.near_duplicates += len(leaking)
-            if not leaking:
-                return
 
-    @staticmethod
-    def _shared(own: np.ndarray, all_shingles: np.ndarray, in_training: np.ndarray) -> float:
-        return float(in_training[np.searchsorted(all_shingles, own)].mean()) if len(own) else 0.0
+def choose(keys: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The keys that are held out of all candidates: the lowest, until `MAX_VALIDATION_BYTES`, and one at least.
 
-    def __len__(self) -> int:
-        """How many contents are held out; after both passes, how many will be in validation."""
-        return len(self._chosen)
+    Args:
+        keys: uint64 [C], in any order; equal keys are equal documents.
+        sizes: int64 [C], bytes.
 
-    def __contains__(self, document: Document) -> bool:
-        """Whether the document is a validation document (meaningful after both passes)."""
-        return content_hash(document.lines) in self._chosen
+    Returns:
+        uint64, sorted.
+    """
+    unique, first = np.unique(keys, return_index=True)
+    within = np.cumsum(sizes[first]) <= MAX_VALIDATION_BYTES
+    return unique[: max(1, int(np.count_nonzero(within)))]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Documents that are held out, with their shingles.
+
+    Attributes:
+        keys: uint64 [C], sorted.
+        offsets: int64 [C + 1], where each document's shingles begin.
+        shingles: uint64, one document's after the other's.
+    """
+
+    keys: np.ndarray
+    offsets: np.ndarray
+    shingles: np.ndarray
+
+    @classmethod
+    def of(cls, keys: np.ndarray, parts: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> "HeldOut":
+        """Picks the chosen `keys` from the parts' (keys, offsets, shingles)."""
+        found: dict[int, np.ndarray] = {}
+        for part_keys, offsets, shingles in parts:
+            for i in np.flatnonzero(np.isin(part_keys, keys)):
+                found.setdefault(int(part_keys[i]), shingles[offsets[i] : offsets[i + 1]])
+        chosen = [found[int(key)] for key in keys]
+        offsets = np.concatenate([[0], np.cumsum([len(one) for one in chosen], dtype=np.int64)])
+        return cls(keys, offsets, np.concatenate([np.zeros(0, np.uint64), *chosen]))
+
+    @property
+    def vocabulary(self) -> np.ndarray:
+        """uint64, the distinct shingles, sorted."""
+        return np.unique(self.shingles)
+
+
+def contains(keys: np.ndarray, key: int) -> bool:
+    """Whether a sorted uint64 array has the key."""
+    place = int(np.searchsorted(keys, np.uint64(key)))
+    return place < len(keys) and int(keys[place]) == key
+
+
+def seen_in_training(
+    vocabulary: np.ndarray, documents: Iterable[Document], in_training: Callable[[Document], bool]
+) -> np.ndarray:
+    """bool [len(vocabulary)]: which shingles occur in the documents of a part that are training documents.
+
+    Args:
+        vocabulary: `HeldOut.vocabulary`.
+        documents: a part's.
+        in_training: tells training documents from others.
+    """
+    seen = np.zeros(len(vocabulary), bool)
+    shingler = Shingler()
+    for document in documents:
+        if in_training(document):
+            runs = shingler.runs(document.lines)
+            places = np.minimum(np.searchsorted(vocabulary, runs), len(vocabulary) - 1)
+            seen[places[vocabulary[places] == runs]] = True
+    return seen
+
+
+def settle(held_out: HeldOut, seen: np.ndarray) -> tuple[np.ndarray, int]:
+    """Which documents stay held out, and how many go to training because training text gives them away.
+
+    Args:
+        held_out: the chosen documents.
+        seen: bool, which of `HeldOut.vocabulary` occurs in training documents.
+
+    Returns:
+        uint64 keys, sorted, and the number of those that left.
+    """
+    places = np.searchsorted(held_out.vocabulary, held_out.shingles)
+    seen = seen.copy()
+    staying = np.ones(len(held_out.keys), bool)
+    spans = [slice(a, b) for a, b in zip(held_out.offsets[:-1], held_out.offsets[1:], strict=True)]
+    while True:
+        leaking = [
+            i
+            for i in np.flatnonzero(staying)
+            if spans[i].stop > spans[i].start and seen[places[spans[i]]].mean() > MAX_SHARED
+        ]
+        for i in leaking:
+            staying[i] = False
+            seen[places[spans[i]]] = True
+        if not leaking:
+            return held_out.keys[staying], int(np.count_nonzero(~staying))

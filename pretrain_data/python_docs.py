@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pretrain_data import docstrings
-from pretrain_data.corpora import Document
+from pretrain_data.sources.base import Document, Part, ReadLog, Span
 
 NAME = "python-docs"
 # What this project depends on, directly or not, and what its tests install; packages that are not there are left out.
@@ -97,8 +97,13 @@ class PythonDocs:
             for path in _python_files(root):
                 yield from _docstrings(path, f"{label}/{path.relative_to(root).as_posix()}")
 
-    def documents(self) -> Iterator[Document]:
-        """Yields the documents; their lines are paragraphs."""
+    def parts(self) -> list[Part]:
+        """One part: paragraphs that repeat are found by reading everything in order."""
+        span = Span(NAME, 0, len(self._documents), self.size, state=self.digest)
+        return [Part((span,))]
+
+    def read(self, part: Part, log: ReadLog) -> Iterator[Document]:
+        """Yields the documents."""
         yield from self._documents
 
     @property

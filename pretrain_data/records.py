@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,12 +25,11 @@ class Counts:
     split_inside_words: int = 0
 
 
-@dataclass
-class Dropped:
-    """What holds no token after cleaning, and so is in no split."""
+class Record(NamedTuple):
+    """A run of sentences, and which of them, by number, continue a sentence that was cut."""
 
-    sentences: int = 0
-    documents: int = 0
+    sentences: list[np.ndarray]
+    continued: list[int]
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Encoder:
     starts_word: np.ndarray
     limit: int = field(default=MAX_RECORD_TOKENS)
 
-    def fit(self, sentence: Sequence[int], counts: Counts) -> list[Sequence[int]]:
+    def fit(self, sentence: np.ndarray, counts: Counts) -> list[np.ndarray]:
         """The sentence, or its parts of at most `limit` tokens, each cut at the last word start that fits.
 
         A word longer than the limit (as in text written without spaces) is cut inside, and counted apart.
@@ -51,29 +51,29 @@ class Encoder:
         if len(sentence) <= self.limit:
             return [sentence]
         counts.split_sentences += 1
-        parts = []
-        start = 0
-        while len(sentence) - start > self.limit:
-            fits = np.flatnonzero(self.starts_word[np.asarray(sentence[start + 1 : start + self.limit + 1])])
+        starts = self.starts_word[sentence]
+        cuts = [0]
+        while len(sentence) - cuts[-1] > self.limit:
+            fits = np.flatnonzero(starts[cuts[-1] + 1 : cuts[-1] + self.limit + 1])
             counts.split_inside_words += not len(fits)
-            end = start + (int(fits[-1]) + 1 if len(fits) else self.limit)
-            parts.append(sentence[start:end])
-            start = end
-        return [*parts, sentence[start:]]
+            cuts.append(cuts[-1] + (int(fits[-1]) + 1 if len(fits) else self.limit))
+        return np.split(sentence, cuts[1:])
 
-    def records(self, sentences: Sequence[Sequence[int]], counts: Counts) -> Iterator[tuple[list[int], list[int]]]:
-        """Yields (tokens, tokens per sentence) of a document's runs, filled greedily in order.
+    def records(self, sentences: Sequence[np.ndarray], counts: Counts) -> Iterator[Record]:
+        """Yields a document's runs, filled greedily in order.
 
         Args:
             sentences: token ids of each sentence, none empty.
             counts: added to.
         """
-        tokens: list[int] = []
-        lengths: list[int] = []
-        for sentence in (part for whole in sentences for part in self.fit(whole, counts)):
-            if len(tokens) + len(sentence) > self.limit:
-                yield tokens, lengths
-                tokens, lengths = [], []
-            tokens = [*tokens, *sentence] if not tokens else tokens + list(sentence)
-            lengths.append(len(sentence))
-        yield tokens, lengths
+        record, size = Record([], []), 0
+        for whole in sentences:
+            for nth, sentence in enumerate(self.fit(whole, counts)):
+                if size + len(sentence) > self.limit:
+                    yield record
+                    record, size = Record([], []), 0
+                if nth:
+                    record.continued.append(len(record.sentences))
+                record.sentences.append(sentence)
+                size += len(sentence)
+        yield record

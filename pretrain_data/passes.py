@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done with one part of the corpus, by one process on its own. A build is these passes over all parts.
+
+1. `scan`: which documents may be held out for validation; with near-duplicate removal also a signature of each.
+2. `guard`: which word runs of the held-out documents occur in this part's training documents.
+3. `tokenize`: sentences, token ids, one shard for each split, read back and compared.
+
+Between the passes `pretrain_data.builder` joins what the parts gave. A pass over a part is a function of the corpus and
+of these joined results, and leaves its own in a folder of the workplace; so it does not matter who runs it, when, or
+how often.
+"""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from albert_jax.data.vocabulary import UNK
+from albert_jax.tokenization import AlbertTokenizer
+from pretrain_data import shards
+from pretrain_data.duplicates import Duplicates, signatures
+from pretrain_data.holdout import Candidates, Shingler, contains, content_hash, seen_in_training
+from pretrain_data.records import Counts, Encoder
+from pretrain_data.sentences import SentenceSplitter
+from pretrain_data.sources.base import Document, Part, ReadLog, Source
+from pretrain_data.workplace import Workplace
+
+# Sentences tokenized in one call: enough that calls cost nothing, few enough for memory.
+_BATCH_SENTENCES = 4096
+# Documents whose signatures are computed in one call.
+_BATCH_DOCUMENTS = 256
+
+
+@dataclass(frozen=True)
+class Job:
+    """A build, as it is pickled to the processes that work on its parts.
+
+    Attributes:
+        sources: the corpus.
+        parts: (number of the source, part), in corpus order.
+        tokenizer: decides the ids and the cleaning.
+        language: of the sentences inside paragraphs.
+        validation_fraction: expected share of documents held out.
+        near_duplicates: whether documents that nearly repeat another one are left out.
+        on_bad_record: see `ReadLog`.
+        workplace: where the results go.
+    """
+
+    sources: tuple[Source, ...]
+    parts: tuple[tuple[int, Part], ...]
+    tokenizer: AlbertTokenizer
+    language: str
+    validation_fraction: float
+    near_duplicates: bool
+    on_bad_record: str
+    workplace: Workplace
+
+    def documents(self, number: int, log: ReadLog) -> Iterator[Document]:
+        """A part's documents in order."""
+        source, part = self.parts[number]
+        return self.sources[source].read(part, log)
+
+    @functools.cached_property
+    def splitter(self) -> SentenceSplitter:
+        """For sources whose lines are paragraphs."""
+        return SentenceSplitter(self.language)
+
+    @functools.cached_property
+    def starts_word(self) -> np.ndarray:
+        """bool [V]: pieces that begin with "▁"."""
+        pieces = self.tokenizer.convert_ids_to_tokens(list(range(self.tokenizer.vocab_size)))
+        return np.array([piece.startswith("▁") for piece in pieces])
+
+    @functools.cached_property
+    def duplicates(self) -> Duplicates | None:
+        """What pass 1 found, if it was asked."""
+        if not self.near_duplicates:
+            return None
+        with self.workplace.opened("joined/duplicates") as folder:
+            return Duplicates.load(folder / "duplicates.npz")
+
+    @functools.cached_property
+    def chosen(self) -> tuple[np.ndarray, np.ndarray]:
+        """The keys chosen after pass 1, and their distinct shingles."""
+        with self.workplace.opened("joined/chosen") as folder:
+            return np.load(folder / "keys.npy"), np.load(folder / "vocabulary.npy")
+
+    @functools.cached_property
+    def held_out(self) -> np.ndarray:
+        """uint64, sorted: the keys of the validation documents, after pass 2."""
+        with self.workplace.opened("joined/held_out") as folder:
+            held_out: np.ndarray = np.load(folder / "keys.npy")
+            return held_out
+
+    def keeps(self, key: int, number: int, ordinal: int) -> bool:
+        """Whether a document, the `ordinal`-th of part `number`, is no duplicate that is left out."""
+        return self.duplicates is None or self.duplicates.keep(key, number, ordinal)
+
+
+def scan(job: Job, number: int, folder: Path) -> None:
+    """Pass 1; leaves candidates.npz, documents.json (their number) and, to remove near-duplicates, signatures.npz."""
+    candidates = Candidates(job.validation_fraction)
+    shingler = Shingler()
+    keys: list[np.ndarray] = []
+    values: list[np.ndarray] = []
+    batch: list[Document] = []
+    count = 0
+
+    def sign() -> None:
+        found = signatures(batch)
+        keys.append(found[0])
+        values.append(found[1])
+        batch.clear()
+
+    for document in job.documents(number, ReadLog(job.on_bad_record)):
+        count += 1
+        candidates.offer(document, content_hash(document.lines), shingler)
+        if job.near_duplicates:
+            batch.append(document)
+            if len(batch) == _BATCH_DOCUMENTS:
+                sign()
+    if job.near_duplicates:
+        sign()
+        np.savez(folder / "signatures.npz", keys=np.concatenate(keys), signatures=np.concatenate(values))
+    np.savez(
+        folder / "candidates.npz",
+        keys=np.array(candidates.keys, np.uint64),
+        sizes=np.array(candidates.sizes, np.int64),
+        offsets=np.cumsum([0, *map(len, candidates.shingles)], dtype=np.int64),
+        shingles=np.concatenate([np.zeros(0, np.uint64), *candidates.shingles]),
+    )
+    (folder / "documents.json").write_text(json.dumps(count))
+
+
+def guard(job: Job, number: int, folder: Path) -> None:
+    """Pass 2; leaves seen.npy, bits over the chosen documents' shingles."""
+    keys, vocabulary = job.chosen
+    ordinals = iter(range(2**62))
+
+    def in_training(document: Document) -> bool:
+        key = content_hash(document.lines)
+        return job.keeps(key, number, next(ordinals)) and not contains(keys, key)
+
+    seen = seen_in_training(vocabulary, job.documents(number, ReadLog(job.on_bad_record)), in_training)
+    np.save(folder / "seen.npy", np.packbits(seen))
+
+
+@dataclass
+class _Split:
+    """What `tokenize` writes of one split."""
+
+    writer: shards.ShardWriter
+    counts: Counts
+
+
+def tokenize(job: Job, number: int, folder: Path) -> None:
+    """Pass 3; leaves a shard and its index for each split, counts.json and, where there are any, quarantined.jsonl."""
+    log = ReadLog(job.on_bad_record)
+    vocab_size = job.tokenizer.vocab_size
+    splits = {
+        split: _Split(shards.ShardWriter(folder / f"{split}.array_record", vocab_size), Counts())
+        for split in shards.SPLITS
+    }
+    encoder = Encoder(job.starts_word)
+    dropped: Counter[str] = Counter()
+    try:
+        for batch in _batches(job, number, log, dropped):
+            encoded = iter(job.tokenizer.encode_sentences([text for _, _, sentences in batch for text in sentences]))
+            for document, key, sentences in batch:
+                ids = [np.array(next(encoded), np.int64) for _ in sentences]
+                split = splits["validation" if contains(job.held_out, key) else "train"]
+                _write_document(document, sentences, ids, encoder, split, dropped)
+    finally:
+        for split in splits.values():
+            split.writer.close()
+    for name, split in splits.items():
+        shards.check(split.writer, vocab_size)
+        np.savez(folder / f"{name}.npz", **split.writer.index.arrays())
+    _write_counts(folder, splits, dropped, log)
+
+
+def _write_counts(folder: Path, splits: dict[str, _Split], dropped: Counter[str], log: ReadLog) -> None:
+    counts = {
+        "splits": {name: asdict(split.counts) for name, split in splits.items()},
+        "dropped": dict(dropped),
+        "log": {name: value for name, value in vars(log).items() if isinstance(value, int)},
+        "quarantined": len(log.bad),
+    }
+    (folder / "counts.json").write_text(json.dumps(counts))
+    if log.bad:
+        with open(folder / "quarantined.jsonl", "w", encoding="utf-8") as file:
+            for place, problem, raw in log.bad:
+                # Latin-1 gives every byte a character, so nothing of a record that is no UTF-8 is lost.
+                record = {"place": place, "problem": problem, "bytes_as_latin1": raw.decode("latin-1")}
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _batches(
+    job: Job, number: int, log: ReadLog, dropped: Counter[str]
+) -> Iterator[list[tuple[Document, int, list[str]]]]:
+    """Yields runs of (document, its key, its sentences) of some thousand sentences."""
+    source = job.sources[job.parts[number][0]]
+    batch: list[tuple[Document, int, list[str]]] = []
+    size = 0
+    for ordinal, document in enumerate(job.documents(number, log)):
+        key = content_hash(document.lines)
+        if not job.keeps(key, number, ordinal):
+            dropped["duplicates"] += 1
+            continue
+        lines = document.lines
+        sentences = lines if source.lines == "sentence" else [s for line in lines for s in job.splitter.split(line)]
+        batch.append((document, key, sentences))
+        size += len(sentences)
+        if size >= _BATCH_SENTENCES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _write_document(
+    document: Document,
+    sentences: list[str],
+    ids: list[np.ndarray],
+    encoder: Encoder,
+    split: _Split,
+    dropped: Counter[str],
+) -> None:
+    kept = [(text, tokens) for text, tokens in zip(sentences, ids, strict=True) if len(tokens)]
+    dropped["sentences"] += len(sentences) - len(kept)
+    if not kept:
+        dropped["documents"] += 1
+        return
+    counts, index = split.counts, split.writer.index
+    counts.documents += 1
+    counts.text_bytes += sum(len(text.encode()) for text, _ in kept)
+    before = counts.sentences
+    for part, record in enumerate(encoder.records([tokens for _, tokens in kept], counts)):
+        index.continued += [index.sentences + sentence for sentence in record.continued]
+        tokens = np.concatenate(record.sentences)
+        split.writer.write(tokens, np.array([len(s) for s in record.sentences], np.uint16), document.id, part)
+        counts.records += 1
+        counts.sentences += len(record.sentences)
+        counts.tokens += len(tokens)
+        counts.unknown_tokens += int((tokens == UNK).sum())
+    counts.single_sentence_documents += counts.sentences == before + 1
+
+
+PASSES: dict[str, Callable[[Job, int, Path], None]] = {"scan": scan, "guard": guard, "tokenize": tokenize}
+
+
+def run(job: Job, name: str, number: int) -> int:
+    """Runs one pass over one part and keeps the result; returns the part's number."""
+    with job.workplace.making(result(name, number)) as folder:
+        PASSES[name](job, number, folder)
+    return number
+
+
+def result(name: str, number: int) -> str:
+    """The workplace's name for what a pass over a part leaves."""
+    return f"{name}/{number:06d}"

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a build did: counts by split, what was changed or left out, and the table that is printed at the end."""
+
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from pretrain_data.records import Counts
+from pretrain_data.shards import SPLITS
+
+
+@dataclass
+class Summary:
+    """What a build did.
+
+    Attributes:
+        seconds: wall time.
+        source_bytes: bytes of the sources on disk.
+        disk_bytes: bytes of the data set, all told.
+        processes: how many worked.
+        moved: validation documents that went to training as near-duplicates of training text.
+        duplicates: one line about near-duplicate removal, if it was asked for.
+        dropped: what is in no split: "sentences" and "documents" without any token, "duplicates".
+        log: what reading came upon, see `pretrain_data.sources.base.ReadLog`.
+        quarantined: bad records that were set aside.
+        splits: for each split.
+        sources: for each split and source: records, documents, sentences, tokens.
+    """
+
+    seconds: float = 0.0
+    source_bytes: int = 0
+    disk_bytes: int = 0
+    processes: int = 1
+    moved: int = 0
+    duplicates: str = ""
+    dropped: Counter[str] = field(default_factory=Counter)
+    log: Counter[str] = field(default_factory=Counter)
+    quarantined: int = 0
+    splits: dict[str, Counts] = field(default_factory=lambda: {split: Counts() for split in SPLITS})
+    sources: dict[str, dict[str, Counter[str]]] = field(default_factory=lambda: {split: {} for split in SPLITS})
+
+    def add(self, source: str, counts: dict[str, Any]) -> None:
+        """Adds a part's counts.json."""
+        self.dropped.update(counts["dropped"])
+        self.log.update(counts["log"])
+        self.quarantined += counts["quarantined"]
+        for split, own in counts["splits"].items():
+            total = self.splits[split]
+            for name in fields(Counts):
+                setattr(total, name.name, getattr(total, name.name) + own[name.name])
+            of_source = self.sources[split].setdefault(source, Counter())
+            of_source.update({name: own[name] for name in ("records", "documents", "sentences", "tokens")})
+
+    def table(self) -> str:
+        """The closing report: a column per split, and below it what concerns the whole build."""
+        rows = [("", *self.splits)]
+        counts = list(self.splits.values())
+        for label, name in (
+            ("documents", "documents"),
+            ("  of one sentence (no order to learn)", "single_sentence_documents"),
+            ("sentences", "sentences"),
+            ("  longer than 2,048 tokens, split", "split_sentences"),
+            ("    cuts inside a word", "split_inside_words"),
+            ("tokens", "tokens"),
+            ("text bytes", "text_bytes"),
+            ("records", "records"),
+        ):
+            rows.append((label, *(f"{getattr(count, name):,}" for count in counts)))
+        rows.append(("bytes per token", *(f"{count.text_bytes / max(1, count.tokens):.3f}" for count in counts)))
+        rows.append(("unknown tokens", *(f"{count.unknown_tokens / max(1, count.tokens):.4%}" for count in counts)))
+        for source in self.sources["train"] if len(self.sources["train"]) > 1 else ():
+            rows.append((f"tokens of {source}", *(f"{self.sources[split][source]['tokens']:,}" for split in SPLITS)))
+        lines = [f"{row[0]:<38}" + "".join(f"{cell:>16}" for cell in row[1:]) for row in rows]
+        return "\n".join([*lines, *self._whole()])
+
+    def _whole(self) -> list[str]:
+        tokens = sum(count.tokens for count in self.splits.values())
+        lines = [
+            f"near-duplicates of training text moved from validation to train: {self.moved:,} documents",
+            f"without any token, left out: {self.dropped['sentences']:,} sentences, "
+            f"{self.dropped['documents']:,} whole documents",
+        ]
+        if self.duplicates:
+            lines.append(f"{self.duplicates}; {self.dropped['duplicates']:,} documents left out")
+        if self.quarantined:
+            lines.append(f"bad records set aside in quarantined.jsonl: {self.quarantined:,}")
+        told = {
+            "empty_documents": "documents without text",
+            "cut_lines": "lines too long to be held in memory, cut",
+            "split_documents": "documents too long to be held in memory, split",
+        }
+        lines += [f"{told.get(name, name)}: {count:,}" for name, count in self.log.items() if count]
+        speed = self.source_bytes / 1e6 / max(1e-9, self.seconds)
+        return [
+            *lines,
+            f"bytes: {self.source_bytes:,} in, {self.disk_bytes:,} on disk, "
+            f"{self.disk_bytes / max(1, tokens):.3f} a token",
+            f"time: {self.seconds:.1f} s, {speed:.2f} MB/s by {self.processes} process{'es' * (self.processes != 1)}",
+        ]
