@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m pretrain_data vocab | build``: raw text to a vocabulary, and to a tokenized data set."""
+"""``python -m pretrain_data vocab | build | repair | show | report | tfrecords``."""
 
 import argparse
 import errno
@@ -7,15 +7,19 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from albert_jax.errors import UserError
 from albert_jax.tokenization import AlbertTokenizer
-from pretrain_data.builder import build, check_output
-from pretrain_data.corpora import Source, open_sources
+from pretrain_data.arguments import make_parser
+from pretrain_data.assembly import check_output
+from pretrain_data.builder import Options, build
 from pretrain_data.progress import documents_of
+from pretrain_data.repair import repair
 from pretrain_data.sentences import SentenceSplitter
+from pretrain_data.sources.base import ReadLog, Source
+from pretrain_data.sources.opening import open_sources
 from pretrain_data.vocabulary import train_vocabulary
 
 # The disk is full, or not ours to write on.
@@ -24,7 +28,20 @@ _OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0, or 2 after an `error:` sentence, or 130 when interrupted."""
-    arguments = _parser().parse_args(argv)
+    parser = make_parser(
+        {
+            "vocab": _vocab,
+            "build": _build,
+            "repair": _repair,
+            "show": _show,
+            "report": _report,
+            "tfrecords": _tfrecords,
+        }
+    )
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and not getattr(arguments, "runner", None):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.beam = rest
     try:
         return int(arguments.command(arguments))
     except UserError as error:
@@ -40,73 +57,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pretrain_data", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    vocab = commands.add_parser(
-        "vocab",
-        help="train a SentencePiece vocabulary by ALBERT's recipe",
-        description="Trains a unigram SentencePiece vocabulary and writes spiece.model and spiece.vocab.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    vocab.set_defaults(command=_vocab)
-    _add_source_options(vocab)
-    vocab.add_argument("--out", type=Path, required=True, help="folder for spiece.model and spiece.vocab")
-    vocab.add_argument("--size", type=int, default=30000, help="number of pieces, special ones included")
-    vocab.add_argument(
-        "--input-sentence-size", type=int, default=10_000_000, help="train on at most so many sentences, sampled"
-    )
-    vocab.add_argument(
-        "--character-coverage", type=float, default=0.99995, help="share of characters that get a piece of their own"
-    )
-    vocab.add_argument("--cased", action="store_true", help="do not lower-case")
-    vocab.add_argument(
-        "--keep-accents", action="store_true", help="keep combining marks (for languages that need them)"
-    )
-
-    data = commands.add_parser(
-        "build",
-        help="build the tokenized data set",
-        description="Splits text to sentences, tokenizes them, writes a TFDS data set with two splits.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    data.set_defaults(command=_build)
-    _add_source_options(data)
-    data.add_argument("--vocab", required=True, help="spiece.model, or the folder that holds it")
-    data.add_argument(
-        "--out", type=Path, required=True, help="folder of the data set; it appears only when it is whole"
-    )
-    data.add_argument(
-        "--validation-fraction", type=float, default=0.01, help="share of documents held out, chosen by content"
-    )
-    data.add_argument(
-        "--overwrite", action="store_true", help="replace the data set at --out once the new one is whole"
-    )
-    data.add_argument("--cased", action="store_true", help="do not lower-case; as the vocabulary was trained")
-    data.add_argument("--keep-accents", action="store_true", help="keep combining marks; as the vocabulary was trained")
-    return parser
+# --- sources ----------------------------------------------------------------------------------------------------------
 
 
-def _add_source_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--source",
-        action="append",
-        required=True,
-        metavar="PATH|GLOB|python-docs",
-        help="UTF-8 text with a blank line between documents, a quoted glob of such files, or the documentation that "
-        "this Python installation carries; may be given several times",
-    )
-    parser.add_argument(
-        "--lines", choices=("sentence", "paragraph", "detect"), default="detect", help="what a line of a text file is"
-    )
-    parser.add_argument("--language", default="en", help="ISO 639 code, for sentence boundaries inside paragraphs")
+def _source_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How the sources were named; a data set keeps it, so that it can be repaired."""
+    return {
+        "specs": arguments.source,
+        "lines": arguments.lines,
+        "field": arguments.field,
+        "language": arguments.language,
+        "tfds_data_dir": arguments.tfds_data_dir,
+    }
 
 
-def _opened(arguments: argparse.Namespace) -> tuple[list[Source], SentenceSplitter]:
-    splitter = SentenceSplitter(arguments.language)
-    sources, said = open_sources(arguments.source, arguments.lines, splitter)
+def _opened(options: dict[str, Any]) -> list[Source]:
+    splitter = SentenceSplitter(options["language"])
+    sources, said = open_sources(
+        options["specs"],
+        lines=options["lines"],
+        field=options["field"],
+        splitter=splitter,
+        tfds_data_dir=options["tfds_data_dir"],
+    )
+    if any(source.lines == "paragraph" for source in sources):
+        said = [*said, splitter.describe()]
     print(*said, sep="\n", flush=True)
-    return sources, splitter
+    return sources
+
+
+# --- vocab ------------------------------------------------------------------------------------------------------------
 
 
 def _vocab(arguments: argparse.Namespace) -> int:
@@ -123,13 +103,12 @@ def _vocab(arguments: argparse.Namespace) -> int:
     if model.exists():
         raise UserError(f"{str(model)!r} exists; give another --out, or remove it, as data sets may depend on it")
     started = time.monotonic()
-    sources, splitter = _opened(arguments)
+    log = ReadLog(arguments.on_bad_record)
     report = train_vocabulary(
-        _sentences(sources, splitter),
+        _sentences(_opened(_source_options(arguments)), SentenceSplitter(arguments.language), log),
         arguments.out,
         size=arguments.size,
-        do_lower_case=not arguments.cased,
-        keep_accents=arguments.keep_accents,
+        cleaning=arguments.cleaning,
         input_sentence_size=arguments.input_sentence_size,
         character_coverage=arguments.character_coverage,
     )
@@ -138,50 +117,145 @@ def _vocab(arguments: argparse.Namespace) -> int:
         f"({report.too_long:,} too long, left out; at most {arguments.input_sentence_size:,} sampled) "
         f"in {time.monotonic() - started:.1f} s"
     )
+    if log.bad:
+        print(f"bad records that were passed over: {len(log.bad):,}, the first: {log.bad[0][0]} {log.bad[0][1]}")
     return 0
 
 
-def _sentences(sources: list[Source], splitter: SentenceSplitter) -> Iterator[str]:
-    for source in sources:
-        for document in documents_of([source], f"reading {source.name}"):
-            for line in document.lines:
-                yield from [line] if source.lines == "sentence" else splitter.split(line)
+def _sentences(sources: list[Source], splitter: SentenceSplitter, log: ReadLog) -> Iterator[str]:
+    for source, document in documents_of(sources, "reading", log):
+        for line in document.lines:
+            yield from [line] if source.lines == "sentence" else splitter.split(line)
+
+
+# --- build and repair -------------------------------------------------------------------------------------------------
 
 
 def _build(arguments: argparse.Namespace) -> int:
+    if arguments.workers < 1:
+        raise UserError(f"--workers {arguments.workers} must be at least 1")
     check_output(arguments.out, arguments.overwrite)
     tokenizer = _tokenizer(arguments)
     started = time.monotonic()
-    sources, splitter = _opened(arguments)
-    report = build(
+    named = _source_options(arguments)
+    sources = _opened(named)
+    options = Options(
+        language=arguments.language,
+        validation_fraction=arguments.validation_fraction,
+        near_duplicates=arguments.drop_near_duplicates,
+        on_bad_record=arguments.on_bad_record,
+    )
+    summary = build(
         sources,
         tokenizer,
         arguments.out,
-        splitter=splitter,
-        validation_fraction=arguments.validation_fraction,
+        options,
+        weights=_weights(arguments.weight, sources),
+        workers=arguments.workers,
+        beam=[f"--runner={arguments.runner}", *arguments.beam] if arguments.runner else None,
         overwrite=arguments.overwrite,
+        command=named,
     )
-    report.seconds = time.monotonic() - started  # opening the embedded corpus takes time too
-    print(report.table())
+    summary.seconds = time.monotonic() - started  # opening the embedded corpus takes time too
+    print(summary.table())
     print(f"data set: {arguments.out}")
     return 0
 
 
+def _weights(given: Sequence[str], sources: Sequence[Source]) -> dict[str, float]:
+    names = [source.name for source in sources]
+    weights = {}
+    for setting in given:
+        name, _, text = setting.partition("=")
+        if name not in names:
+            raise UserError(f"--weight {setting} names no source; there are {', '.join(names)}")
+        try:
+            weights[name] = float(text)
+        except ValueError:
+            weights[name] = -1.0
+        if not 0 < weights[name] < 1e6:
+            raise UserError(f"--weight {setting} must give a number above 0, such as {name}=2.5")
+    return weights
+
+
 def _tokenizer(arguments: argparse.Namespace) -> AlbertTokenizer:
-    """The vocabulary, with the cleaning that it was trained for, which `vocab` recorded, or that the options name."""
-    asked = ({"do_lower_case": False} if arguments.cased else {}) | (
-        {"keep_accents": True} if arguments.keep_accents else {}
+    """The vocabulary, with the cleaning that it was trained for, which `vocab` recorded, or that the option names."""
+    tokenizer = AlbertTokenizer.from_pretrained(arguments.vocab)
+    asked = getattr(arguments, "cleaning", tokenizer.cleaning)
+    if asked != tokenizer.cleaning:
+        recorded = tokenizer.vocab_file.parent / "tokenizer_config.json"
+        if recorded.is_file():
+            raise UserError(
+                f"--cleaning {asked} is not what the vocabulary was trained with: {str(recorded)!r} says "
+                f"{tokenizer.cleaning}; leave --cleaning away, or train another vocabulary"
+            )
+        tokenizer = AlbertTokenizer.from_pretrained(arguments.vocab, cleaning=asked)
+    print(
+        f"cleaning: {tokenizer.cleaning}, do_lower_case={tokenizer.do_lower_case}, "
+        f"keep_accents={tokenizer.keep_accents}"
     )
-    tokenizer = AlbertTokenizer.from_pretrained(arguments.vocab, **asked)
-    recorded = AlbertTokenizer.from_pretrained(arguments.vocab)
-    beside = (tokenizer.vocab_file.parent / "tokenizer_config.json").is_file()
-    if beside and (tokenizer.do_lower_case, tokenizer.keep_accents) != (recorded.do_lower_case, recorded.keep_accents):
-        raise UserError(
-            f"the vocabulary {arguments.vocab} was trained with do_lower_case={recorded.do_lower_case} and "
-            f"keep_accents={recorded.keep_accents}; leave --cased and --keep-accents away, or train another"
-        )
-    print(f"cleaning: do_lower_case={tokenizer.do_lower_case}, keep_accents={tokenizer.keep_accents}")
     return tokenizer
+
+
+def _repair(arguments: argparse.Namespace) -> int:
+    made, count = repair(arguments.data, _opened)
+    for path in made:
+        print(f"made again: {path}")
+    print(f"{len(made):,} of {count:,} shards were damaged" if made else f"all {count:,} shards are whole")
+    return 0
+
+
+# --- looking at a data set --------------------------------------------------------------------------------------------
+# What these need of training takes seconds to import, as it brings JAX along.
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from albert_jax.data.staging import staged
+    from pretrain_data.recipes import load_recipe
+    from pretrain_data.show import show
+
+    config = load_recipe(arguments.config, arguments.set)
+    data = staged(arguments.data)
+    show(data, config, step=arguments.step, rows=arguments.rows, split=arguments.split, console=Console())
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from albert_jax.data.staging import staged
+    from pretrain_data.recipes import load_recipe
+    from pretrain_data.report import report
+
+    report(staged(arguments.data), load_recipe(arguments.config, arguments.set), arguments.out)
+    print(f"report: {arguments.out}")
+    return 0
+
+
+def _tfrecords(arguments: argparse.Namespace) -> int:
+    from albert_jax.data.google_words import google_starts_word
+    from albert_jax.data.staging import staged
+    from albert_jax.training.loop import open_data
+    from pretrain_data.recipes import load_recipe
+    from pretrain_data.show import with_data
+    from pretrain_data.tfrecords import write_tfrecords
+
+    data = staged(arguments.data)
+    opened = open_data(with_data(load_recipe(arguments.config, arguments.set), data))
+    tokenizer = AlbertTokenizer(data / "spiece.model")
+    pieces = tokenizer.convert_ids_to_tokens(list(range(tokenizer.vocab_size)))
+    stream = opened.train if arguments.split == "train" else opened.validation
+    written = write_tfrecords(
+        stream, google_starts_word(pieces), arguments.out, epochs=arguments.epochs, shards=arguments.shards
+    )
+    print(written.table())
+    return 0
+
+
+def program() -> int:
+    """`main` as a process of its own: SIGTERM ends it like Ctrl-C, so finished work is told and workers end too."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    return main()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -189,6 +263,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    # SIGTERM ends like Ctrl-C: the temporary folder is removed on the way out.
-    signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(main())
+    sys.exit(program())

@@ -22,7 +22,7 @@ from pretrain_data.summary import Summary
 
 FORMAT = 2
 # Arrays of a part's index that the data set keeps, with the count that gives their length.
-_KEPT = {
+_KEPT: dict[str, tuple[str, np.dtype[Any]]] = {
     "sentence_lengths": ("sentences", np.dtype(np.uint16)),
     "sentences_per_record": ("records", np.dtype(np.int32)),
     "records_per_document": ("documents", np.dtype(np.int32)),

@@ -6,12 +6,14 @@ Beam distributes the numbers of the parts; what is done with a part, and where i
 store, or on a file system that all of them mount. docs/data.md has the commands.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 
+from albert_jax.errors import UserError
 from pretrain_data import passes
 from pretrain_data.passes import Job
 
@@ -39,10 +41,20 @@ class BeamWorkers:
         self._options.view_as(SetupOptions).save_main_session = False
 
     def run(self, job: Job, name: str, numbers: Sequence[int]) -> None:
-        """See `pretrain_data.workers.Workers`."""
-        with beam.Pipeline(options=self._options) as pipeline:
-            parts: Any = pipeline | "parts" >> beam.Create(list(numbers)) | beam.Reshuffle()
-            _ = parts | name >> beam.ParDo(_RunPart(job, name))
+        """See `pretrain_data.workers.Workers`.
+
+        Raises:
+            UserError: what a worker met.
+        """
+        try:
+            with beam.Pipeline(options=self._options) as pipeline:
+                parts: Any = pipeline | "parts" >> beam.Create(list(numbers)) | beam.Reshuffle()
+                _ = parts | name >> beam.ParDo(_RunPart(job, name))
+        except Exception as error:  # a runner passes a worker's error on as text
+            told = re.search(r"UserError: (.+?)(?: \[while running .*)?$", str(error), re.MULTILINE)
+            if told:
+                raise UserError(told.group(1)) from error
+            raise
 
     def close(self) -> None:
         """Nothing to let go: each pipeline ends with its pass."""

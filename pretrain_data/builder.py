@@ -86,9 +86,9 @@ def build(
     started = time.monotonic()
     job = make_job(sources, tokenizer, options, Workplace(out))
     with job.workplace.locked(), _kept_for_next_time(job.workplace):
-        _claim(job, options)
-        used = min(workers or cores(), len(job.parts)) if beam is None else 0
-        team = _team(job, used, beam)
+        resumed = _claim(job, options)
+        count = min(workers or cores(), len(job.parts))
+        team = _team(job, count, beam)
         try:
             summary = _passes(job, team)
         finally:
@@ -101,7 +101,8 @@ def build(
             (folder / "build" / "command.json").write_text(json.dumps(command or {}))
             summary.disk_bytes = place(job, folder, out)
         job.workplace.remove()
-    summary.processes = used
+    summary.workers = "Apache Beam" if beam is not None else f"{count} process{'es' * (count > 1)}"
+    summary.workers += ", with what an earlier call had finished" * resumed
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -151,10 +152,13 @@ def _kept_for_next_time(workplace: Workplace) -> Iterator[None]:
         raise
 
 
-def _claim(job: Job, options: Options) -> None:
-    if job.workplace.claim(identity(job, options)):
+def _claim(job: Job, options: Options) -> bool:
+    """Takes the workplace; returns whether there is work to go on from."""
+    resumed = job.workplace.claim(identity(job, options))
+    if resumed:
         done = sum(name.startswith("tokenize/") for name in job.workplace.finished())
         print(f"going on from {job.workplace.path}: {done:,} of {len(job.parts):,} parts are tokenized", flush=True)
+    return resumed
 
 
 def _team(job: Job, count: int, beam: Sequence[str] | None) -> Workers:

@@ -12,9 +12,11 @@ Parts of the corpus are looked at by different processes, twice: `Candidates` co
 depends on the documents alone. Memory: about 10 bytes a word of held-out text in each process, so some 70 MB at most.
 """
 
+import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,11 +27,15 @@ SHINGLE_WORDS = 8
 # A held-out document of which more than this share of shingles occurs in training documents is a near-duplicate.
 MAX_SHARED = 0.2
 MAX_VALIDATION_BYTES = 32 * 2**20
-# A word is a run of letters and digits; scripts written without spaces count each character.
-_WORD = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]+"
-)
-_MAX_CACHED_WORDS = 1_000_000
+# A word is a run of letters and digits; in scripts written without spaces each character is one: Thai and Lao, Burmese,
+# Khmer, kana, Han.
+_UNSPACED = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+"
+_OTHER, _LETTER, _ALONE = range(3)
+_BLOCK_CHARACTERS = 2**15
+# An odd number, fixed for all time, and its inverse modulo 2**64.
+_BASE = 0x9E3779B97F4A7C15
+_INVERSE = pow(_BASE, -1, 2**64)
+_POWERS: dict[int, np.ndarray] = {}
 
 
 def content_hash(lines: Sequence[str]) -> int:
@@ -38,17 +44,14 @@ def content_hash(lines: Sequence[str]) -> int:
 
 
 class Shingler:
-    """Hashes runs of words, lower-cased, punctuation left out.
+    """Hashes runs of words, lower-cased, punctuation left out: a polynomial in the words' hashes modulo 2**64.
 
     Args:
         width: words in a run.
     """
 
     def __init__(self, width: int = SHINGLE_WORDS) -> None:
-        self._hashes: dict[str, int] = {}
-        # Odd multipliers, fixed for all time: a polynomial in the words' hashes modulo 2**64.
-        base = 0x9E3779B97F4A7C15
-        self._factors = [np.uint64(pow(base, k, 2**64)) for k in range(width)]
+        self._factors = _powers(_BASE, width)
 
     def __call__(self, lines: Sequence[str]) -> np.ndarray:
         """uint64 [number of distinct shingles], sorted; one for a text of fewer words, none without words."""
@@ -56,24 +59,69 @@ class Shingler:
 
     def runs(self, lines: Sequence[str]) -> np.ndarray:
         """uint64, the shingles in the order of the text."""
-        words = _WORD.findall(" ".join(lines).lower())
-        if not words:
-            return np.zeros(0, np.uint64)
-        hashes = self._hashes_of(words)
-        width = min(len(self._factors), len(hashes))
-        count = len(hashes) - width + 1
+        words = np.concatenate([np.zeros(0, np.uint64), *(word_hashes(block) for block in _blocks(lines))])
+        width = min(len(self._factors), len(words))
+        count = len(words) - width + 1 if width else 0
         total = np.zeros(count, np.uint64)
         for k in range(width):
-            total += hashes[k : k + count] * self._factors[k]
+            total += words[k : k + count] * self._factors[k]
         return total
 
-    def _hashes_of(self, words: list[str]) -> np.ndarray:
-        known = self._hashes
-        if len(known) >= _MAX_CACHED_WORDS:
-            known.clear()
-        for word in set(words).difference(known):
-            known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-        return np.fromiter(map(known.__getitem__, words), np.uint64, len(words))
+
+def _blocks(lines: Sequence[str]) -> Iterator[str]:
+    """The lines in pieces that fit into a processor's cache."""
+    block: list[str] = []
+    size = 0
+    for line in lines:
+        block.append(line)
+        size += len(line) + 1
+        if size > _BLOCK_CHARACTERS:
+            yield "\n".join(block)
+            block, size = [], 0
+    yield "\n".join(block)
+
+
+def word_hashes(text: str) -> np.ndarray:
+    """uint64, a hash of each word of a text, in order: a polynomial in its lower-cased characters, mixed.
+
+    All words at once: with c the characters and b odd, the sum of c[i] * b**i over a word that begins at s is a
+    difference of prefix sums, and b**s has an inverse modulo 2**64.
+    """
+    codes = np.frombuffer(text.lower().encode("utf-32-le", "surrogatepass"), np.uint32)
+    if not len(codes):
+        return np.zeros(0, np.uint64)
+    kind = _kinds()[codes]
+    joined = (kind[1:] == _LETTER) & (kind[:-1] == _LETTER)  # character i + 1 goes on with the word of character i
+    in_word = kind != _OTHER
+    starts = np.flatnonzero(in_word & np.append(True, ~joined))
+    ends = np.flatnonzero(in_word & np.append(~joined, True)) + 1
+    powers = _powers(_BASE, len(codes))
+    sums = np.append(np.uint64(0), np.cumsum((codes + np.uint64(1)) * powers, dtype=np.uint64))
+    values = (sums[ends] - sums[starts]) * _powers(_INVERSE, len(codes))[starts]
+    values = (values ^ (values >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+    return np.asarray(values ^ (values >> np.uint64(29)))
+
+
+def _powers(base: int, count: int) -> np.ndarray:
+    """uint64: base**0, base**1, ... modulo 2**64, at least `count` of them cached and that many returned."""
+    known = _POWERS.get(base)
+    if known is None or len(known) < count:
+        size = max(count, 2 * _BLOCK_CHARACTERS)
+        known = np.cumprod(np.append(np.uint64(1), np.full(size - 1, base, np.uint64)), dtype=np.uint64)
+        _POWERS[base] = known
+    return known[:count]
+
+
+@functools.cache
+def _kinds() -> np.ndarray:
+    """uint8 [0x110000]: whether a character is a letter or digit of a word, a word of its own, or neither."""
+    kinds = np.full(sys.maxunicode + 1, _OTHER, np.uint8)
+    characters = "".join(map(chr, range(sys.maxunicode + 1)))
+    for run in re.finditer(r"[^\W_]+", characters):
+        kinds[slice(*run.span())] = _LETTER
+    for run in re.finditer(_UNSPACED, characters):
+        kinds[slice(*run.span())] = _ALONE
+    return kinds
 
 
 @dataclass

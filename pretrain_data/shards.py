@@ -85,7 +85,7 @@ class Index:
         self.digests.append(record_digest(tokens, lengths))
         self.unigrams += np.bincount(tokens, minlength=len(self.unigrams))
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, Any]:
         """The arrays that are stored; joined over the parts they are the split's index."""
         return {
             "sentence_lengths": np.concatenate([np.zeros(0, np.uint16), *self.sentence_lengths]),
@@ -177,7 +177,7 @@ def check(writer: ShardWriter, vocab_size: int) -> None:
     """
     if not writer.index.digests:
         return
-    found = []
+    found: list[bytes] = []
     for tokens, lengths, _ in read_back(writer.path, vocab_size):
         if not len(lengths) or lengths.min() < 1 or lengths.sum(dtype=np.int64) != len(tokens):
             raise RuntimeError(f"record {len(found)} of {writer.path} breaks the format")

@@ -17,7 +17,7 @@ class Summary:
         seconds: wall time.
         source_bytes: bytes of the sources on disk.
         disk_bytes: bytes of the data set, all told.
-        processes: how many worked.
+        workers: who worked, such as "2 processes".
         moved: validation documents that went to training as near-duplicates of training text.
         duplicates: one line about near-duplicate removal, if it was asked for.
         dropped: what is in no split: "sentences" and "documents" without any token, "duplicates".
@@ -30,7 +30,7 @@ class Summary:
     seconds: float = 0.0
     source_bytes: int = 0
     disk_bytes: int = 0
-    processes: int = 1
+    workers: str = ""
     moved: int = 0
     duplicates: str = ""
     dropped: Counter[str] = field(default_factory=Counter)
@@ -95,5 +95,5 @@ class Summary:
             *lines,
             f"bytes: {self.source_bytes:,} in, {self.disk_bytes:,} on disk, "
             f"{self.disk_bytes / max(1, tokens):.3f} a token",
-            f"time: {self.seconds:.1f} s, {speed:.2f} MB/s by {self.processes} process{'es' * (self.processes != 1)}",
+            f"time: {self.seconds:.1f} s, {speed:.2f} MB/s, {self.workers}",
         ]

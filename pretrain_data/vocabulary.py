@@ -12,7 +12,8 @@ from pathlib import Path
 import sentencepiece
 
 from albert_jax.errors import UserError
-from albert_jax.tokenization import clean, settle_scores
+from albert_jax.tokenization import settle_scores
+from albert_jax.tokenization.cleaning import Cleaning
 
 CONTROL_SYMBOLS = ("[CLS]", "[SEP]", "[MASK]")
 USER_SYMBOLS = ("(", ")", '"', "-", ".", "–", "£", "€")
@@ -39,8 +40,9 @@ def train_vocabulary(
     out: Path,
     *,
     size: int = 30000,
-    do_lower_case: bool = True,
-    keep_accents: bool = False,
+    cleaning: str = "huggingface",
+    do_lower_case: bool | None = None,
+    keep_accents: bool | None = None,
     input_sentence_size: int = 10_000_000,
     character_coverage: float = 0.99995,
 ) -> VocabularyReport:
@@ -50,23 +52,26 @@ def train_vocabulary(
     count).
 
     Args:
-        sentences: raw text; it is cleaned as `AlbertTokenizer` cleans (`albert_jax.tokenization.clean`).
+        sentences: raw text; it is cleaned as `AlbertTokenizer` cleans.
         out: a folder, made if need be.
         size: number of pieces, the 13 special and user-defined ones included.
-        do_lower_case, keep_accents: the cleaning; must be the same when the data set is built.
+        cleaning: the name of a rule, see `albert_jax.tokenization.RULES`.
+        do_lower_case, keep_accents: None for what the rule does. With `cleaning` they are written to
+            ``out/tokenizer_config.json``, by which a data set is built with the same.
         input_sentence_size: at most so many sentences, sampled at random, are trained on.
         character_coverage: share of the text's characters that get a piece of their own.
 
     Raises:
         UserError: no text, a size that the text cannot fill (the sentence says the largest that it can) or too small a
-        size.
+        size; a cleaning that is none.
     """
+    clean = Cleaning.named(cleaning, do_lower_case, keep_accents)
     report = VocabularyReport(size=size)
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(_SEED)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_cleaned(sentences, report, do_lower_case, keep_accents),
+            sentence_iterator=_cleaned(sentences, report, clean),
             model_writer=model,
             model_type="unigram",
             vocab_size=size,
@@ -85,15 +90,13 @@ def train_vocabulary(
         )
     except (RuntimeError, OSError) as error:
         raise _trainer_error(error, size, report) from error
-    _write(out, settle_scores(model.getvalue()), {"do_lower_case": do_lower_case, "keep_accents": keep_accents})
+    _write(out, settle_scores(model.getvalue()), clean)
     return report
 
 
-def _cleaned(
-    sentences: Iterable[str], report: VocabularyReport, do_lower_case: bool, keep_accents: bool
-) -> Iterator[str]:
+def _cleaned(sentences: Iterable[str], report: VocabularyReport, clean: Cleaning) -> Iterator[str]:
     for sentence in sentences:
-        text = clean(sentence, do_lower_case, keep_accents)
+        text = clean(sentence)
         report.sentences += 1
         if len(text.encode()) > MAX_SENTENCE_BYTES:
             report.too_long += 1
@@ -127,13 +130,15 @@ def _trainer_error(error: Exception, size: int, report: VocabularyReport) -> Exc
     return error
 
 
-def _write(out: Path, model: bytes, cleaning: dict[str, bool]) -> None:
+def _write(out: Path, model: bytes, clean: Cleaning) -> None:
     out.mkdir(parents=True, exist_ok=True)
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces = "".join(
         f"{processor.id_to_piece(i)}\t{processor.get_score(i):g}\n" for i in range(processor.get_piece_size())
     )
-    settings = json.dumps(cleaning, indent=2) + "\n"  # what the text was cleaned with, for whoever uses the vocabulary
+    # What the text was cleaned with, for whoever uses the vocabulary.
+    flags = {"cleaning": clean.rule, "do_lower_case": clean.do_lower_case, "keep_accents": clean.keep_accents}
+    settings = json.dumps(flags, indent=2) + "\n"
     files = {"spiece.vocab": pieces.encode(), "tokenizer_config.json": settings.encode(), "spiece.model": model}
     for name, content in files.items():
         partial = out / f".{name}.partial"

@@ -20,6 +20,8 @@ from albert_jax.remote import filesystem, is_remote
 
 _DONE = "done"  # in an object store the last file of a finished folder; on disk a rename does the same
 _SCRATCH = "scratch-"
+# What is kept, by kind: what the three passes leave of each part, and what was joined of it.
+KINDS = ("scan", "guard", "tokenize", "joined")
 
 
 class Workplace:
@@ -37,9 +39,11 @@ class Workplace:
     def finished(self) -> set[str]:
         """The names of what is finished."""
         if self.remote:
-            found = filesystem(self.path).glob(f"{self.path}/*/*/{_DONE}")
+            store = filesystem(self.path)
+            found = [path for kind in KINDS for path in store.glob(f"{self.path}/{kind}/*/{_DONE}")]
             return {"/".join(path.split("/")[-3:-1]) for path in found}
-        return {f"{path.parent.name}/{path.name}" for path in Path(self.path).glob("*/*") if path.is_dir()}
+        folders = [Path(self.path, kind) for kind in KINDS]
+        return {f"{folder.name}/{path.name}" for folder in folders if folder.is_dir() for path in folder.iterdir()}
 
     @contextmanager
     def making(self, name: str) -> Iterator[Path]:

@@ -8,63 +8,15 @@ import random
 import signal
 import subprocess
 import sys
-import unicodedata
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import sentencepiece
-import tensorflow_datasets as tfds
 
 from pretrain_data.__main__ import main
-
-NOUNS = ["river", "stone", "teacher", "garden", "winter", "letter", "engine", "harbor", "mountain", "answer", "market"]
-VERBS = ["crosses", "follows", "remembers", "carries", "builds", "answers", "watches", "measures", "paints", "opens"]
-ADVERBS = ["crosses", "follows", "remembers", "carries", "builds", "answers", "watches", "measures", "paints", "opens"]
-
-
-def sentence(rng: random.Random) -> str:
-    words = [
-        f"the {rng.choice(NOUNS)} {rng.choice(VERBS)} the {rng.choice(NOUNS)} {rng.choice(ADVERBS)}" for _ in range(2)
-    ]
-    return f"{words[0].capitalize()}, and {words[1]} {rng.randrange(10000)} times."
-
-
-def documents(seed: int, count: int, sentences: int = 6) -> list[list[str]]:
-    rng = random.Random(seed)
-    return [[sentence(rng) for _ in range(rng.randint(2, sentences))] for _ in range(count)]
-
-
-def write(path: Path, texts: list[list[str]]) -> Path:
-    path.write_text("\n\n".join("\n".join(lines) for lines in texts) + "\n", encoding="utf-8")
-    return path
-
-
-def build(source: Path | str, vocab: Path, out: Path, *options: str) -> int:
-    return main(["build", "--source", str(source), "--vocab", str(vocab), "--out", str(out), *options])
-
-
-def records(data: Path, split: str) -> list[dict[str, Any]]:
-    return list(tfds.builder_from_directory(str(data)).as_data_source(split=split))
-
-
-def sentences_of(data: Path, split: str) -> list[tuple[str, tuple[int, ...]]]:
-    """(document, tokens) of each sentence, in store order, by the records' own boundaries."""
-    found = []
-    for record in records(data, split):
-        ends = np.cumsum(record["sentence_lengths"], dtype=np.int64)
-        for start, end in zip([0, *ends[:-1]], ends, strict=True):
-            found.append((record["document"].decode(), tuple(int(t) for t in record["tokens"][start:end])))
-    return found
-
-
-def sentencepiece_ids(model: Path, text: str) -> tuple[int, ...]:
-    """ALBERT's cleaning and SentencePiece, written out; texts here hold no digit before a comma (a rule of its own)."""
-    text = " ".join(text.split()).replace("``", '"').replace("''", '"')
-    text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).lower()
-    return tuple(sentencepiece.SentencePieceProcessor(model_file=str(model)).encode(text))
+from tests.corpora import NOUNS, build, documents, records, sentence, sentencepiece_ids, sentences_of, write
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +185,7 @@ def test_text_in_other_scripts_builds_cased_with_its_accents_kept(tmp_path: Path
     ]
     texts = [[f"{line} {number}" for line in lines] for number in range(60) for lines in base]
     source = write(tmp_path / "world.txt", texts)
-    options = ["--cased", "--keep-accents", "--lines", "sentence"]
+    options = ["--cleaning", "unicode", "--lines", "sentence"]
     arguments = ["--source", str(source), "--size", "110", "--character-coverage", "1", "--out", str(tmp_path / "v")]
     assert main(["vocab", *arguments, *options]) == 0
     assert build(source, tmp_path / "v", tmp_path / "out", *options, "--validation-fraction", "0.3") == 0

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe by which training would read a data set, for the commands that show, describe or write its examples."""
+
+import ast
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+
+from albert_jax.config import AlbertConfig
+from albert_jax.errors import UserError
+from albert_jax.training.recipe import check_overrides, pretraining
+
+
+def load_recipe(name: str | None, settings: Sequence[str]) -> ml_collections.ConfigDict:
+    """The config of a recipe file, as `train.py --config=NAME --config.FIELD=VALUE` would have it.
+
+    Args:
+        name: a Python file with get_config(), and after a colon its variant; None takes the fields' defaults.
+        settings: ``FIELD=VALUE``.
+
+    Raises:
+        UserError: there is no such file, variant or field, or a value is of another type.
+    """
+    config = pretraining(AlbertConfig()) if name is None else _from_file(name)
+    for setting in settings:
+        field, sign, text = setting.partition("=")
+        if not sign:
+            raise UserError(f"--set {setting} has no value; give FIELD=VALUE, such as data.sequence_length=128")
+        check_overrides([f"--config.{setting}"])
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text  # a word
+        try:
+            config.update_from_flattened_dict({field: value})
+        except (TypeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"--set {setting} does not fit the field ({error}); see albert_jax/training/recipe.py"
+            ) from error
+    return config
+
+
+def _from_file(name: str) -> ml_collections.ConfigDict:
+    path, _, variant = name.partition(":")
+    spec = importlib.util.spec_from_file_location("recipe", path) if Path(path).is_file() else None
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config {name}: there is no Python file {path!r}; give one such as configs/base.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config: ml_collections.ConfigDict = module.get_config(variant)
+    return config
