@@ -164,9 +164,15 @@ def test_a_vocabulary_keeps_its_cleaning_and_another_is_refused(
     text = "\n".join(f"The Müller number {i} met Zoë at the café. She left at {i} o'clock." for i in range(300))
     (tmp_path / "a.txt").write_text("\n\n".join(text.split("\n")), encoding="utf-8")
     source = ["--source", str(tmp_path / "a.txt"), "--lines", "sentence"]
-    assert main(["vocab", *source, "--cased", "--size", "60", "--out", str(tmp_path / "vocab")]) == 0
+    assert main(["vocab", *source, "--cleaning", "unicode", "--size", "60", "--out", str(tmp_path / "vocab")]) == 0
     build = ["build", *source, "--vocab", str(tmp_path / "vocab"), "--validation-fraction", "0.1"]
     assert main([*build, "--out", str(tmp_path / "data")]) == 0
-    assert "do_lower_case=False, keep_accents=False" in capsys.readouterr().out
-    assert main([*build, "--keep-accents", "--out", str(tmp_path / "other")]) == 2
-    assert "was trained with do_lower_case=False and keep_accents=False" in capsys.readouterr().err
+    assert "cleaning: unicode, do_lower_case=False, keep_accents=True" in capsys.readouterr().out
+    assert main([*build, "--cleaning", "unicode", "--out", str(tmp_path / "same")]) == 0
+    assert main([*build, "--cleaning", "google", "--out", str(tmp_path / "other")]) == 2
+    error = capsys.readouterr().err
+    assert "--cleaning google is not what the vocabulary was trained with" in error and "says unicode" in error
+    # A vocabulary by itself says nothing of its cleaning.
+    (tmp_path / "vocab" / "tokenizer_config.json").unlink()
+    assert main([*build, "--cleaning", "google", "--out", str(tmp_path / "other")]) == 0
+    assert "cleaning: google, do_lower_case=True, keep_accents=False" in capsys.readouterr().out

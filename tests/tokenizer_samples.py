@@ -68,6 +68,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "spaces": {"remove_space": False},
     "google": {"cleaning": "google"},
     "google cased": {"cleaning": "google", "do_lower_case": False, "remove_space": False},
+    "unicode": {"cleaning": "unicode"},
     "no comma": {},
     "not English": {"do_lower_case": False, "keep_accents": True},
 }

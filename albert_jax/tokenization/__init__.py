@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """ALBERT's tokenizer: SentencePiece with ALBERT's rules, behind the interface of transformers 4.57's tokenizers.
 
-The rules, in order (those of transformers 4's slow tokenizer; `cleaning` says what others do, see `cleaning.RULES`):
+The rules, in order (those of transformers 4's slow tokenizer; `cleaning` names others: "google" has neither 1 nor the
+quotes of 3, "unicode", for languages other than English, has normal form C in place of 1, 4 and the quotes of 3):
 
 1. lower-case character by character, unless `do_lower_case=False`;
 2. a special token spelled out in the text, such as `[MASK]`, is that token (not in `encode_sentences`, see there);

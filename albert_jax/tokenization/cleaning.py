@@ -4,6 +4,7 @@
 import dataclasses
 import functools
 import re
+import sys
 import unicodedata
 
 from albert_jax.errors import UserError
@@ -19,15 +20,24 @@ class Rule:
       replaces_quotes: two back quotes, or two apostrophes, become a double quote.
       lowers_characters_first: lower-cases character by character before anything else, and again at the end. Without
         it the text is lower-cased once, at the end and as a whole, which tells a word's final sigma from others.
+      keeps_letters: case and accents stay, whatever the language does with them, so that the flags have one value
+        each; of several ways to write the same letter one is left, Unicode's normal form C.
     """
 
-    replaces_quotes: bool
-    lowers_characters_first: bool
+    replaces_quotes: bool = False
+    lowers_characters_first: bool = False
+    keeps_letters: bool = False
 
 
+# `unicode` needs a normal form, as SentencePiece's own (nmt_nfkc) does not put marks in order: in Vietnamese "ệ" typed
+# as e, circumflex, dot would be other pieces than e, dot, circumflex, in Arabic shadda after fatha others than before.
+# It is C and not KC, since C changes nothing that a reader sees. What KC does on top, such as letters for ﬁ and full
+# width, nmt_nfkc does by itself, but for what it leaves alone on purpose (～), and a vocabulary may be trained without.
+# There is no lower-casing, which is a language's own affair: Turkish İ and I, German ẞ, Greek Σ.
 RULES = {
     "huggingface": Rule(replaces_quotes=True, lowers_characters_first=True),  # transformers 4's slow tokenizer
-    "google": Rule(replaces_quotes=False, lowers_characters_first=False),  # the code that trained the published models
+    "google": Rule(),  # the code that trained the published models
+    "unicode": Rule(keeps_letters=True),  # for languages other than English
 }
 
 
@@ -36,13 +46,26 @@ class Cleaning:
     """Rules 1, 3 and 4 of the package: a text in, a clean text out.
 
     Raises:
-      UserError: where `rule` is no name in `RULES`, or a flag is not a bool.
+      UserError: where `rule` is no name in `RULES`, a flag is not a bool, or one contradicts the rule.
     """
 
     do_lower_case: bool = True
     remove_space: bool = True
     keep_accents: bool = False
     rule: str = "huggingface"
+
+    @classmethod
+    def named(
+        cls, rule: str, do_lower_case: bool | None = None, keep_accents: bool | None = None, remove_space: bool = True
+    ) -> "Cleaning":
+        """A rule, and flags that may be left to it by None.
+
+        Raises:
+          UserError: as the class.
+        """
+        keeps = rule in RULES and RULES[rule].keeps_letters
+        lower = not keeps if do_lower_case is None else do_lower_case
+        return cls(lower, remove_space, keeps if keep_accents is None else keep_accents, rule)
 
     def __post_init__(self) -> None:
         """Refuses what is no setting."""
@@ -51,6 +74,11 @@ class Cleaning:
         for name in ("do_lower_case", "remove_space", "keep_accents"):
             if not isinstance(getattr(self, name), bool):
                 raise UserError(f"{name}={getattr(self, name)!r} must be true or false.")
+        if RULES[self.rule].keeps_letters and (self.do_lower_case or not self.keep_accents):
+            raise UserError(
+                f"do_lower_case={self.do_lower_case} with keep_accents={self.keep_accents} contradicts "
+                f"cleaning={self.rule!r}, which keeps case and accents; leave the two away, or name another rule."
+            )
 
     def __call__(self, text: str) -> str:
         """The clean text."""
@@ -61,6 +89,8 @@ class Cleaning:
             text = " ".join(text.split())
         if rule.replaces_quotes:
             text = text.replace("``", '"').replace("''", '"')
+        if rule.keeps_letters:
+            text = unicodedata.normalize("NFC", text)
         if not self.keep_accents and not text.isascii():
             text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
         return text.lower() if self.do_lower_case else text
@@ -68,8 +98,9 @@ class Cleaning:
     def with_spans(self, text: str) -> tuple[str, list[Span]]:
         """The clean text and, for each of its characters, the span of `text` that it was made from.
 
-        It works because every rule is local: what becomes of a character depends on no other, but for white space and
-        quotes, which are taken as units here, and for sigma, which is one character in either form.
+        It works because every rule is local: what becomes of a character depends on no other, but for white space,
+        quotes and a letter with its marks, which are taken as units here, and for sigma, which is one character in
+        either form.
         """
         spans: list[Span] = []
         for unit in self._units.finditer(text):
@@ -82,14 +113,29 @@ class Cleaning:
 
     @functools.cached_property
     def _units(self) -> re.Pattern[str]:
+        rule = RULES[self.rule]
         space = [r"\s+"] if self.remove_space else []
-        quotes = ["``", "''"] if RULES[self.rule].replaces_quotes else []
-        return re.compile("|".join([*space, *quotes, "."]), re.DOTALL)
+        quotes = ["``", "''"] if rule.replaces_quotes else []
+        letters = [rf".?[{_composing_characters()}]+"] if rule.keeps_letters else []
+        return re.compile("|".join([*space, *quotes, *letters, "."]), re.DOTALL)
 
     @functools.cached_property
     def _inside(self) -> "Cleaning":
         """The rules for one unit; white space at the edges of a text is another matter."""
         return dataclasses.replace(self, remove_space=False)
+
+
+@functools.cache
+def _composing_characters() -> str:
+    """All characters that normal form C may put together with one before them, or move before it."""
+    known = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.combining(c) or unicodedata.decomposition(c)]
+    marks = {c for c in known if unicodedata.combining(unicodedata.normalize("NFD", c)[0])}
+    pairs = [parts for c in known if len(parts := unicodedata.decomposition(c).split()) == 2]
+    seconds = {chr(int(second, 16)) for first, second in pairs if not first.startswith("<")}
+    jamo = map(
+        chr, [*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)]
+    )  # Hangul is composed by arithmetic, not by a table
+    return "".join(sorted(marks.union(seconds, jamo)))
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -100,8 +146,8 @@ def _length(unit: str, cleaning: Cleaning) -> int:
 
 def clean(
     text: str,
-    do_lower_case: bool = True,
-    keep_accents: bool = False,
+    do_lower_case: bool | None = None,
+    keep_accents: bool | None = None,
     remove_space: bool = True,
     cleaning: str = "huggingface",
 ) -> str:
@@ -110,7 +156,7 @@ def clean(
     Raises:
       UserError: as `Cleaning`.
     """
-    return _cleaning(do_lower_case, remove_space, keep_accents, cleaning)(text)
+    return _named(cleaning, do_lower_case, keep_accents, remove_space)(text)
 
 
-_cleaning = functools.lru_cache(maxsize=64)(Cleaning)
+_named = functools.lru_cache(maxsize=64)(Cleaning.named)

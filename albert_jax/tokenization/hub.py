@@ -33,6 +33,8 @@ SPECIAL_NAMES = {
     "cls_token": CLS,
     "mask_token": MASK,
 }
+# Unicode keeps it out of texts, for programs to use among themselves.
+_NONCHARACTER = "\ufdd0"
 
 
 def hub_tokenizer(proto: Any, cleaning: Cleaning) -> tokenizers.Tokenizer:
@@ -95,14 +97,18 @@ def _normalizers(charsmap: bytes, cleaning: Cleaning) -> list[normalizers.Normal
     steps = [*first, *([_replace_characters(str.isspace, " ")] if cleaning.remove_space else [])]
     if rule.replaces_quotes:
         steps += [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
-    if cleaning.keep_accents:
+    if rule.keeps_letters:
+        steps.append(normalizers.NFC())
+    elif cleaning.keep_accents:
         steps += last
     else:
         # The library's StripAccents drops every mark, Python's rule only those with a combining class; Hindi shows it.
         # Precompiled does not put Hangul together again, so NFC does it.
         steps += [normalizers.NFKD(), _replace_characters(unicodedata.combining, ""), *last, normalizers.NFC()]
     if charsmap:
-        steps += [*_invisible_characters(charsmap), normalizers.Precompiled(charsmap)]
+        steps += _invisible_characters(charsmap)
+        mapped = normalizers.Precompiled(charsmap)
+        steps += _with_marks_apart(mapped) if rule.keeps_letters else [mapped]
     # Metaspace puts no second word start before one that stands in the text; SentencePiece does.
     steps.append(normalizers.Replace(tokenizers.Regex(rf"(?<![^ ]){WORD_START}"), WORD_START * 2))
     return steps
@@ -119,6 +125,30 @@ def _invisible_characters(charsmap: bytes) -> list[normalizers.Normalizer]:
         if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp"):
             targets.get(normalizer.normalize_str(c), set()).add(c)
     return [_replace_characters(frozenset(old).__contains__, new) for new, old in targets.items() if old]
+
+
+def _with_marks_apart(mapped: normalizers.Normalizer) -> list[normalizers.Normalizer]:
+    """The character map on text in normal form C, where the Rust library would lose or leave marks.
+
+    Applied to a short grapheme it drops what follows a character that it replaces, such as the vowel mark after an
+    Arabic presentation form; a noncharacter between the two makes them two graphemes. And of sequences in the map, such
+    as half-width katakana with a voicing mark, it knows the first characters alone; normal form C puts what became of
+    them together, but must not do so with a Hangul syllable and the single consonants after it, which the map leaves.
+    """
+    replaced = _character_class(_has_compatibility_form)
+    apart = rf"{replaced}\K(?=\p{{M}})|[\x{{ac00}}-\x{{d7a3}}]\K(?=[\x{{3131}}-\x{{318e}}\x{{ffa1}}-\x{{ffdc}}])"
+    return [
+        normalizers.Replace(tokenizers.Regex(apart), _NONCHARACTER),
+        mapped,
+        normalizers.Replace(tokenizers.Regex(rf"{_NONCHARACTER}(?=\p{{M}})"), ""),
+        normalizers.NFC(),
+        normalizers.Replace(_NONCHARACTER, ""),
+    ]
+
+
+def _has_compatibility_form(c: str) -> bool:
+    """Whether normal forms C and KC of this character differ."""
+    return unicodedata.normalize("NFKC", c) != unicodedata.normalize("NFC", c)
 
 
 def _final_sigma() -> normalizers.Normalizer:

@@ -2,6 +2,7 @@
 """From text to ids: cleaning, SentencePiece, numbers before commas, and where in the text each token came from."""
 
 import itertools
+import multiprocessing
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -141,7 +142,9 @@ class Segmenter:
 
 
 def _threads(texts: int) -> int:
-    """Threads for so many texts."""
+    """Threads for so many texts; a worker process leaves the other cores to its siblings."""
+    if multiprocessing.parent_process() is not None:
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, texts // _TEXTS_PER_THREAD))
 

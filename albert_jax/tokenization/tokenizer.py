@@ -97,9 +97,9 @@ class AlbertTokenizer:
     def __init__(
         self,
         vocab_file: str | pathlib.Path,
-        do_lower_case: bool = True,
+        do_lower_case: bool | None = None,
         remove_space: bool = True,
-        keep_accents: bool = False,
+        keep_accents: bool | None = None,
         *,
         cleaning: str = "huggingface",
         model_max_length: int = 512,
@@ -112,21 +112,23 @@ class AlbertTokenizer:
 
         Args:
           vocab_file: the file; it must stay there for `save_pretrained` and `save_vocabulary`.
-          do_lower_case: False for a cased vocabulary.
+          do_lower_case: False for a cased vocabulary; None is True, but False with cleaning="unicode".
           remove_space: False leaves white space to SentencePiece, which collapses spaces too, but drops some control
             characters that otherwise part words.
-          keep_accents: True for a vocabulary trained on text with accents.
+          keep_accents: True for a vocabulary trained on text with accents; None is False, but True with
+            cleaning="unicode".
           cleaning: "huggingface" for transformers' rules, "google" for those of Google's own code: quotes are left as
-            they are and a word's final sigma is one.
+            they are and a word's final sigma is one. "unicode", for other languages, leaves quotes, case and accents as
+            they are, and writes each letter in one way, by Unicode's normal form C.
           model_max_length, padding_side, truncation_side, clean_up_tokenization_spaces, model_input_names: see the
             class.
 
         Raises:
           UserError: if the file is missing or unreadable, its first five pieces are not ALBERT's special tokens, or a
-            setting is none.
+            setting is none or contradicts another.
         """
         self.vocab_file = pathlib.Path(vocab_file)
-        self._cleaning = Cleaning(do_lower_case, remove_space, keep_accents, cleaning)
+        self._cleaning = Cleaning.named(cleaning, do_lower_case, keep_accents, remove_space)
         if not isinstance(model_max_length, int) or model_max_length < 1:
             raise UserError(f"model_max_length={model_max_length!r} must be a number of tokens, 1 or more.")
         self.model_max_length = model_max_length
@@ -533,8 +535,9 @@ class AlbertTokenizer:
         Exceptions, where of theirs only transformers 4's slow tokenizer, which reads spiece.model, agrees with ours:
 
         - about 70 letters younger than Unicode 9, and a special token spelled in full-width letters; with
-          `keep_accents`, a mark after a modifier letter and several marks on one letter. The Rust library works by
-          grapheme, with older Unicode tables, and knows no pieces that text cannot reach.
+          `keep_accents`, a mark after a modifier letter and several marks on one letter, or, with cleaning="unicode",
+          younger marks and a mark after an accent that stands by itself, such as ¨. The Rust library works by grapheme,
+          with older Unicode tables, and knows no pieces that text cannot reach.
         - in vocabularies that did not go through `settle_scores`, numbers where there are pieces like `1,`, of which a
           warning tells, and ties: SentencePiece adds up scores in float32 along the whole text, the Rust library in
           float64 word by word, so of two segmentations whose scores are within about 1e-4 of each other they may take
@@ -542,7 +545,7 @@ class AlbertTokenizer:
         - in vocabularies without a piece for the comma, a comma beside another unknown character.
 
         And one where only tokenizer.json agrees: with cleaning="google" their slow tokenizer still replaces quotes and
-        knows no final sigma.
+        knows no final sigma, with "unicode" it replaces them too and leaves marks in the order they are in.
 
         Args:
           directory: made if need be; files of these names are replaced.
