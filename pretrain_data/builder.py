@@ -129,7 +129,7 @@ def identity(job: Job, options: Options) -> dict[str, Any]:
         "format": FORMAT,
         "versions": {
             "albert_jax": albert_jax.__version__,
-            **{name: importlib.metadata.version(name) for name in ("sentencepiece", "pyicu-wheels")},
+            **{name: importlib.metadata.version(name) for name in ("sentencepiece", "pyicu-wheels", "rensa")},
         },
         "options": asdict(options),
         "vocabulary": hashlib.sha256(tokenizer.vocab_file.read_bytes()).hexdigest(),
@@ -236,12 +236,13 @@ def _join_scan(job: Job) -> None:
 
 
 def _join_signatures(job: Job) -> None:
-    found = []
-    for number in range(len(job.parts)):
-        with job.workplace.opened(result("scan", number)) as folder, np.load(folder / "signatures.npz") as part:
-            found.append((part["keys"], part["signatures"]))
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for number in range(len(job.parts)):
+            with job.workplace.opened(result("scan", number)) as folder, np.load(folder / "signatures.npz") as part:
+                yield part["keys"], part["signatures"]
+
     with job.workplace.making("joined/duplicates") as folder:
-        find_duplicates(found).save(folder / "duplicates.npz")
+        find_duplicates(parts()).save(folder / "duplicates.npz")
 
 
 def _join_guard(job: Job) -> None:

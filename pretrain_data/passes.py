@@ -15,6 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -169,11 +170,15 @@ def tokenize(job: Job, number: int, folder: Path) -> None:
     dropped: Counter[str] = Counter()
     try:
         for batch in _batches(job, number, log, dropped):
-            encoded = iter(job.tokenizer.encode_sentences([text for _, _, sentences in batch for text in sentences]))
+            texts = [text for _, _, sentences in batch for text in sentences]
+            tokens, lengths = job.tokenizer.encode_sentences_flat(texts)
+            first, begin = 0, 0
             for document, key, sentences in batch:
-                ids = [np.array(next(encoded), np.int64) for _ in sentences]
+                own = lengths[first : first + len(sentences)]
+                end = begin + int(own.sum())
                 split = splits["validation" if contains(job.held_out, key) else "train"]
-                _write_document(document, sentences, ids, encoder, split, dropped)
+                _write_document(document, sentences, tokens[begin:end], own, encoder, split, dropped)
+                first, begin = first + len(sentences), end
     finally:
         for split in splits.values():
             split.writer.close()
@@ -225,28 +230,31 @@ def _batches(
 def _write_document(
     document: Document,
     sentences: list[str],
-    ids: list[np.ndarray],
+    tokens: np.ndarray,
+    lengths: np.ndarray,
     encoder: Encoder,
     split: _Split,
     dropped: Counter[str],
 ) -> None:
-    kept = [(text, tokens) for text, tokens in zip(sentences, ids, strict=True) if len(tokens)]
-    dropped["sentences"] += len(sentences) - len(kept)
-    if not kept:
+    """Writes a document's records; `tokens` [T] are its sentences', of `lengths` [N]."""
+    full = lengths > 0
+    if not full.all():
+        dropped["sentences"] += int(np.count_nonzero(~full))
+        sentences, lengths = list(compress(sentences, full)), lengths[full]
+    if not len(lengths):
         dropped["documents"] += 1
         return
     counts, index = split.counts, split.writer.index
     counts.documents += 1
-    counts.text_bytes += sum(len(text.encode()) for text, _ in kept)
+    counts.text_bytes += len("".join(sentences).encode())
     before = counts.sentences
-    for part, record in enumerate(encoder.records([tokens for _, tokens in kept], counts)):
-        index.continued += [index.sentences + sentence for sentence in record.continued]
-        tokens = np.concatenate(record.sentences)
-        split.writer.write(tokens, np.array([len(s) for s in record.sentences], np.uint16), document.id, part)
+    for part, record in enumerate(encoder.records(tokens, lengths, counts)):
+        index.continued += (index.sentences + record.continued).tolist()
+        split.writer.write(record.tokens, record.lengths, document.id, part)
         counts.records += 1
-        counts.sentences += len(record.sentences)
-        counts.tokens += len(tokens)
-        counts.unknown_tokens += int((tokens == UNK).sum())
+        counts.sentences += len(record.lengths)
+    counts.tokens += len(tokens)
+    counts.unknown_tokens += int(np.count_nonzero(tokens == UNK))
     counts.single_sentence_documents += counts.sentences == before + 1
 
 

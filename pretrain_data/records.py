@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokenized documents to records: bounded runs of whole sentences."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,10 +26,11 @@ class Counts:
 
 
 class Record(NamedTuple):
-    """A run of sentences, and which of them, by number, continue a sentence that was cut."""
+    """A run of sentences: its tokens, how many each sentence has, and which, by number, continue one that was cut."""
 
-    sentences: list[np.ndarray]
-    continued: list[int]
+    tokens: np.ndarray
+    lengths: np.ndarray
+    continued: np.ndarray
 
 
 @dataclass
@@ -43,37 +44,44 @@ class Encoder:
     starts_word: np.ndarray
     limit: int = field(default=MAX_RECORD_TOKENS)
 
-    def fit(self, sentence: np.ndarray, counts: Counts) -> list[np.ndarray]:
-        """The sentence, or its parts of at most `limit` tokens, each cut at the last word start that fits.
+    def fit(self, tokens: np.ndarray, lengths: np.ndarray, counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+        """Cuts sentences of more than `limit` tokens, each time at the last word start that fits.
 
         A word longer than the limit (as in text written without spaces) is cut inside, and counted apart.
-        """
-        if len(sentence) <= self.limit:
-            return [sentence]
-        counts.split_sentences += 1
-        starts = self.starts_word[sentence]
-        cuts = [0]
-        while len(sentence) - cuts[-1] > self.limit:
-            fits = np.flatnonzero(starts[cuts[-1] + 1 : cuts[-1] + self.limit + 1])
-            counts.split_inside_words += not len(fits)
-            cuts.append(cuts[-1] + (int(fits[-1]) + 1 if len(fits) else self.limit))
-        return np.split(sentence, cuts[1:])
 
-    def records(self, sentences: Sequence[np.ndarray], counts: Counts) -> Iterator[Record]:
+        Returns:
+            int64, tokens of each sentence or part of one; bool, whether it continues the one before.
+        """
+        long = np.flatnonzero(lengths > self.limit)
+        if not long.size:
+            return lengths, np.zeros(len(lengths), bool)
+        counts.split_sentences += len(long)
+        ends = np.cumsum(lengths)
+        parts = [np.array([length]) for length in lengths]
+        for sentence in long:
+            starts = self.starts_word[tokens[ends[sentence] - lengths[sentence] : ends[sentence]]]
+            cuts = [0]
+            while len(starts) - cuts[-1] > self.limit:
+                fits = np.flatnonzero(starts[cuts[-1] + 1 : cuts[-1] + self.limit + 1])
+                counts.split_inside_words += not len(fits)
+                cuts.append(cuts[-1] + (int(fits[-1]) + 1 if len(fits) else self.limit))
+            parts[sentence] = np.diff([*cuts, len(starts)])
+        continued = np.concatenate([np.arange(len(part)) > 0 for part in parts])
+        return np.concatenate(parts), continued
+
+    def records(self, tokens: np.ndarray, lengths: np.ndarray, counts: Counts) -> Iterator[Record]:
         """Yields a document's runs, filled greedily in order.
 
         Args:
-            sentences: token ids of each sentence, none empty.
+            tokens: int [T], of the document's sentences, one after the other.
+            lengths: int64 [N], of each sentence, at least 1.
             counts: added to.
         """
-        record, size = Record([], []), 0
-        for whole in sentences:
-            for nth, sentence in enumerate(self.fit(whole, counts)):
-                if size + len(sentence) > self.limit:
-                    yield record
-                    record, size = Record([], []), 0
-                if nth:
-                    record.continued.append(len(record.sentences))
-                record.sentences.append(sentence)
-                size += len(sentence)
-        yield record
+        lengths, continued = self.fit(tokens, lengths, counts)
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        first = 0
+        while first < len(lengths):
+            last = int(np.searchsorted(bounds, bounds[first] + self.limit, side="right")) - 1
+            inside = slice(first, last)
+            yield Record(tokens[bounds[first] : bounds[last]], lengths[inside], np.flatnonzero(continued[inside]))
+            first = last

@@ -6,6 +6,9 @@ import functools
 import re
 import sys
 import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
 
 from albert_jax.errors import UserError
 
@@ -82,17 +85,28 @@ class Cleaning:
 
     def __call__(self, text: str) -> str:
         """The clean text."""
+        return self._letters(" ".join(text.split()) if self.remove_space else text)
+
+    def many(self, texts: Sequence[str]) -> list[str]:
+        """The clean texts, for less than one by one: no rule looks past the end of a line."""
+        if self.remove_space:
+            texts = [" ".join(text.split()) for text in texts]
+        joined = "\n".join(texts)
+        if not texts or joined.count("\n") != len(texts) - 1:  # only where white space is kept
+            return [self._letters(text) for text in texts]
+        return self._letters(joined).split("\n")
+
+    def _letters(self, text: str) -> str:
+        """All rules but that of white space, which no other one makes or takes away."""
         rule = RULES[self.rule]
         if self.do_lower_case and rule.lowers_characters_first:
             text = text.replace("Σ", "σ").lower()  # the one letter whose lower case depends on its neighbors
-        if self.remove_space:
-            text = " ".join(text.split())
         if rule.replaces_quotes:
             text = text.replace("``", '"').replace("''", '"')
         if rule.keeps_letters:
             text = unicodedata.normalize("NFC", text)
         if not self.keep_accents and not text.isascii():
-            text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+            text = _without_marks(unicodedata.normalize("NFKD", text))
         return text.lower() if self.do_lower_case else text
 
     def with_spans(self, text: str) -> tuple[str, list[Span]]:
@@ -123,6 +137,19 @@ class Cleaning:
     def _inside(self) -> "Cleaning":
         """The rules for one unit; white space at the edges of a text is another matter."""
         return dataclasses.replace(self, remove_space=False)
+
+
+def _without_marks(text: str) -> str:
+    """The text without characters that combine with one before them (those of a combining class other than 0)."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    marks = _is_mark()[codes]
+    return codes[~marks].tobytes().decode("utf-32-le", "surrogatepass") if marks.any() else text
+
+
+@functools.cache
+def _is_mark() -> np.ndarray:
+    """bool, for each code point."""
+    return np.array([unicodedata.combining(chr(code)) > 0 for code in range(sys.maxunicode + 1)])
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import sentencepiece
 
 from albert_jax.tokenization.batches import EncodedText
@@ -37,6 +38,7 @@ class Segmenter:
         self._sentencepiece = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
         number_commas = [(i, piece) for i, piece in enumerate(pieces) if is_number_comma(piece)]
         self._number_commas = {i: [part for part, _ in self._split_number_comma(piece)] for i, piece in number_commas}
+        self._number_comma_ids = np.array(list(self._number_commas), np.int32)
 
     def text(self, pieces: list[str]) -> str:
         """The text of pieces, none of which is a special token."""
@@ -47,8 +49,7 @@ class Segmenter:
 
         A special token spelled out in the text is ordinary text here, so that no document can smuggle in a [MASK].
         """
-        clean = self._cleaning
-        cleaned = [clean(text) for text in texts]
+        cleaned = self._cleaning.many(texts)
         if "," not in self._ids:  # then rule 6 may concern an unknown piece, whose text ids do not tell
             return [[i for i, _ in pieces] for pieces in self._pieces_of(cleaned)]
         encoded: list[list[int]] = self._sentencepiece.encode(
@@ -56,6 +57,34 @@ class Segmenter:
         )
         apart = self._number_commas.keys().isdisjoint
         return [ids if apart(ids) else self._split_number_commas(ids) for ids in encoded]
+
+    def arrays(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The same as `ids`, as int32 [T], one text's after the other's, and int64 [N], how many each text has."""
+        if "," not in self._ids:
+            found = [np.array(ids, np.int32) for ids in self.ids(texts)]
+        else:
+            cleaned = self._cleaning.many(texts)
+            found = self._sentencepiece.encode(cleaned, return_type="numpy", num_threads=_threads(len(cleaned)))
+        lengths = np.fromiter(map(len, found), np.int64, len(found))
+        tokens = np.concatenate([np.zeros(0, np.int32), *found])
+        return self._split_in_array(tokens, lengths)
+
+    def _split_in_array(self, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rule 6: puts the parts of each piece that it concerns in the piece's place."""
+        places = np.flatnonzero(np.isin(tokens, self._number_comma_ids))
+        if not places.size:
+            return tokens, lengths
+        parts = [self._number_commas[int(i)] for i in tokens[places]]
+        sizes = np.array([len(part) for part in parts])
+        counts = np.ones(len(tokens), np.int64)
+        counts[places] = sizes
+        split = np.repeat(tokens, counts)
+        begins = np.cumsum(counts) - counts
+        at = np.repeat(begins[places], sizes) + np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        split[at] = list(itertools.chain.from_iterable(parts))
+        text = np.searchsorted(np.cumsum(lengths), places, side="right")
+        np.add.at(lengths, text, sizes - 1)
+        return split, lengths
 
     def _split_number_commas(self, ids: list[int]) -> list[int]:
         """Rule 6 for known pieces."""

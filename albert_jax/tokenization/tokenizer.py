@@ -242,6 +242,14 @@ class AlbertTokenizer:
         """
         return self._segmenter.ids(sentences)
 
+    def encode_sentences_flat(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The same as `encode_sentences` in two arrays, for who has many.
+
+        Returns:
+          int32 [T], the token ids of one text after the other; int64 [N], how many each text has.
+        """
+        return self._segmenter.arrays(sentences)
+
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
         """The pieces of a text, or of a pair one after the other; where there is none the unknown text itself."""
         given = [one for one in (text, pair) if one is not None]

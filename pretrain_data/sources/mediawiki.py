@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dumps of MediaWiki in XML, such as Wikipedia's ``pages-articles``: the prose of their articles."""
+
+import bz2
+import re
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, NamedTuple
+
+import mwxml
+from mwxml.element_iterator import ElementIterator
+
+from albert_jax.errors import UserError
+from albert_jax.remote import filesystem, is_remote, named_refusals
+from pretrain_data.sources.base import PART_BYTES, Document, Part, ReadLog, Span, bounded, text_lines
+from pretrain_data.sources.files import File, FileSource, check_unchanged, is_compressed, open_binary, reading
+from pretrain_data.sources.wikitext import WikitextError, paragraphs
+
+# A dump that can only be read from its beginning is shared by up to `_MOST_STRIDES` parts, each of which reads all of
+# the XML and takes the articles of its turn: reading is a seventh of the work with .bz2, and less with the others.
+_MOST_STRIDES = 16
+_STRIDE_BYTES = {False: 8 * 2**20, True: 2 * 2**20}  # by whether it is compressed
+# One that can be entered in the middle is divided into ranges of bytes, seconds of work each.
+_RANGE_BYTES = {False: PART_BYTES, True: PART_BYTES // 4}
+_HEAD_BYTES = 2**20  # within which the first page begins
+_BLOCK = 2**20
+# Where a range can be entered. Text has no "<page>", for there "<" is escaped; a stream's head is too long for chance.
+_PAGE = re.compile(rb"<page>")
+_BZ2_STREAM = re.compile(rb"BZh[1-9]1AY&SY")
+_MARKER_BYTES = 10
+# Namespaces of articles; of media, files and categories, whose links show no text.
+_ARTICLES, _HIDDEN = 0, (-2, 6, 14)
+_HIDDEN_ENGLISH = ("media", "file", "image", "category")
+
+
+class MediaWikiDump(FileSource):
+    """Dumps of MediaWiki in XML. A document's id is ``<name>:<page id>``.
+
+    The documents are the articles (namespace 0, no redirects; of several revisions the last); `wikitext` tells what of
+    them is prose. The title is left out. Large plain dumps and ``...-multistream.xml.bz2`` are read by ranges of bytes,
+    others by every part from the beginning.
+
+    Args:
+        pattern: as for `files.expand`; .bz2, .gz, .xz and .zst are decompressed.
+        name: what the source is called; the ids are unique within one wiki.
+    """
+
+    kind = "MediaWiki XML"
+
+    def __init__(self, pattern: str, name: str) -> None:
+        super().__init__(pattern, "paragraph", name)
+
+    def parts(self) -> list[Part]:
+        """The parts, in order, each of one span."""
+        return [Part((span,)) for file in self.files for span in self.spans(file)]
+
+    def spans(self, file: File) -> list[Span]:
+        """Ranges that begin and end anywhere, or strides, which end with the file, however long it is."""
+        compressed = is_compressed(file.path)
+        if file.size > _RANGE_BYTES[compressed] and _head(file.path) is not None:
+            count = -(-file.size // _RANGE_BYTES[compressed])
+            ends = [index * file.size // count for index in range(count + 1)]
+            return [Span(file.path, ends[i], ends[i + 1], ends[i + 1] - ends[i], file.state) for i in range(count)]
+        count = max(1, min(_MOST_STRIDES, -(-file.size // _STRIDE_BYTES[compressed])))
+        share, rest = divmod(file.size, count)
+        sizes = [share + (rest if not offset else 0) for offset in range(count)]
+        return [Span(file.path, 0, sys.maxsize, sizes[i], file.state, count, i) for i in range(count)]
+
+    def read(self, part: Part, log: ReadLog) -> Iterator[Document]:
+        """Yields a part's documents in order; see `Source.read`."""
+        for span in part.spans:
+            if span.end == sys.maxsize:
+                with reading(span) as stream:
+                    yield from self.documents(stream, span, log)
+            else:
+                with _undecoded(span) as stream:
+                    pages = _Pages(stream, span)
+                    yield from self.documents(pages, span, log) if pages else ()
+
+    def documents(self, stream: "BinaryIO | _Pages", span: Span, log: ReadLog) -> Iterator[Document]:
+        """Yields the documents from a span's XML; see `FileSource.documents`."""
+        for article in _articles(stream, span):
+            try:
+                lines = article.paragraphs()
+            except WikitextError as error:
+                place = f"{span.path!r} page {article.title!r} (id {article.id})"
+                log.refuse(place, str(error), "leave the page out of the dump", article.text.encode())
+            else:
+                yield from bounded(f"{self.name}:{article.id}", text_lines("\n".join(lines), log), log)
+
+
+# --- articles ---------------------------------------------------------------------------------------------------------
+
+
+class _Article(NamedTuple):
+    """An article as it stands in a dump.
+
+    Attributes:
+        model: what `text` is, ``wikitext`` as a rule; older dumps do not tell.
+        hidden: as for `wikitext.paragraphs`.
+    """
+
+    id: int
+    title: str
+    text: str
+    model: str | None
+    hidden: frozenset[str]
+
+    def paragraphs(self) -> list[str]:
+        """The article's prose.
+
+        Raises:
+            WikitextError: it has none that can be found.
+        """
+        if self.model not in (None, "wikitext"):
+            raise WikitextError(f"is no wikitext, but {self.model}")
+        return paragraphs(self.text, self.hidden)
+
+
+def _articles(stream: "BinaryIO | _Pages", span: Span) -> Iterator[_Article]:
+    """Yields the span's articles.
+
+    Raises:
+        UserError: the XML is cut off or damaged, or is no dump.
+    """
+    try:
+        root = ElementIterator.from_file(stream)
+        if root.tag != "mediawiki":
+            raise ValueError(f"its root is <{root.tag}>")
+        dump = mwxml.Dump.from_element(root)
+        names = [space.name for space in dump.site_info.namespaces or [] if space.id in _HIDDEN]
+        hidden = frozenset((*_HIDDEN_ENGLISH, *(name.replace("_", " ").lower() for name in names)))
+        ordinal = -1
+        for page in dump.pages:
+            # The root would keep an empty element for each page of the dump.
+            root.element.clear()
+            if page.namespace != _ARTICLES or page.redirect is not None:
+                continue
+            ordinal += 1
+            if ordinal % span.stride == span.offset:
+                revisions = deque(page, maxlen=1)
+                content = revisions[0].slots.contents["main"] if revisions else None
+                text, model = (content.text or "", content.model) if content else ("", None)
+                yield _Article(page.id, page.title, text, model, hidden)
+    except UserError:
+        raise
+    except Exception as error:  # mwxml raises whatever it comes upon, AttributeError among it
+        where = "" if span.end == sys.maxsize else f" between bytes {span.begin} and {span.end}"
+        # Some of expat's errors go on with what stands at the place.
+        why = re.sub(r"(column \d+).*", r"\1", str(error), flags=re.DOTALL) or type(error).__name__
+        raise UserError(
+            f"{span.path!r} is no whole dump of MediaWiki{where} ({why}); compare its checksum and fetch it again"
+        ) from error
+
+
+# --- ranges of bytes --------------------------------------------------------------------------------------------------
+
+
+def _head(path: str) -> bytes | None:
+    """What precedes the pages of a dump that can be entered in the middle; None for others.
+
+    A compressed dump can be entered if it consists of streams, of which the first ends with the ``<siteinfo>``: only
+    then was it written so that pages are whole within streams, which archives of parallel compressors are not.
+    """
+    if not is_compressed(path):
+        with open_binary(path) as stream:
+            head, page, _ = stream.read(_HEAD_BYTES).partition(b"<page>")
+        return head if page and b"<siteinfo" in head else None
+    if not path.lower().endswith(".bz2"):
+        return None
+    decoder = bz2.BZ2Decompressor()
+    with _opened(path) as stream:
+        try:
+            head = decoder.decompress(stream.read(_HEAD_BYTES), _HEAD_BYTES)
+        except OSError:  # reading it will tell
+            return None
+    whole = decoder.eof and head.rstrip().endswith(b"</siteinfo>")
+    return head if whole and _BZ2_STREAM.match(decoder.unused_data) else None
+
+
+@contextmanager
+def _undecoded(span: Span) -> Iterator[BinaryIO]:
+    """As `files.reading`, but an archive's own bytes."""
+    check_unchanged(span)
+    try:
+        with _opened(span.path) as stream:
+            yield stream
+    except UserError:
+        check_unchanged(span)  # a file that is being written looks damaged
+        raise
+    check_unchanged(span)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    with named_refusals(path):
+        try:
+            with filesystem(path).open(path, "rb") if is_remote(path) else open(path, "rb") as stream:
+                yield stream
+        except OSError as error:
+            if is_remote(path):
+                raise
+            raise UserError(f"{path!r} cannot be read ({error.strerror or error}); check its permissions") from error
+
+
+class _Pages:
+    """The XML of the pages of a range, with what precedes and follows all pages, for a parser to `read`.
+
+    The range goes from the first page, or stream of pages, that begins in the span to the first that begins behind it.
+    """
+
+    def __init__(self, stream: BinaryIO, span: Span) -> None:
+        self._stream, self._span = stream, span
+        self._compressed = is_compressed(span.path)
+        begin, self._end = self._next(span.begin), self._next(span.end)
+        self._begin = self._end if begin is None else begin
+        self._blocks = self._xml()
+
+    def __bool__(self) -> bool:
+        """Whether a page begins in the span."""
+        return self._begin is not None and self._begin != self._end
+
+    def read(self, size: int = -1) -> bytes:
+        """Some bytes, however many; none at the end."""
+        return next(self._blocks, b"")
+
+    def _next(self, offset: int) -> int | None:
+        """Where the first page or stream at `offset` or behind it begins; None if there is none."""
+        marker = _BZ2_STREAM if self._compressed else _PAGE
+        self._stream.seek(offset)
+        tail = b""
+        while block := self._stream.read(_BLOCK):
+            data = tail + block
+            if found := marker.search(data):
+                return offset + found.start()
+            tail = data[1 - _MARKER_BYTES :]
+            offset += len(data) - len(tail)
+        return None
+
+    def _xml(self) -> Iterator[bytes]:
+        head = _head(self._span.path)
+        # The first stream is the head itself.
+        if head is not None and not (self._compressed and self._begin == 0):
+            yield head
+        yield from _decompressed(self._raw(), self._span.path) if self._compressed else self._raw()
+        if self._end is not None:  # the file's own end closes the last range, or it is cut off
+            yield b"</mediawiki>"
+
+    def _raw(self) -> Iterator[bytes]:
+        position = self._begin or 0
+        self._stream.seek(position)
+        end = sys.maxsize if self._end is None else self._end
+        while position < end and (block := self._stream.read(min(_BLOCK, end - position))):
+            yield block
+            position += len(block)
+
+
+def _decompressed(blocks: Iterator[bytes], path: str) -> Iterator[bytes]:
+    """Decompresses streams of bz2 in bounded memory."""
+    decoder = bz2.BZ2Decompressor()
+    begun = False
+    for block in blocks:
+        while block or not (decoder.needs_input or decoder.eof):
+            try:
+                data = decoder.decompress(block, _BLOCK)
+            except OSError as error:
+                raise UserError(f"{path!r} is damaged ({error}); check it with bzip2 -t and fetch it again") from error
+            if data:
+                yield data
+            block, begun = decoder.unused_data if decoder.eof else b"", not decoder.eof
+            if decoder.eof:
+                decoder = bz2.BZ2Decompressor()
+    if begun:
+        raise UserError(f"{path!r} is cut off; check it with bzip2 -t and fetch it again")
