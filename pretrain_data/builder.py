@@ -139,13 +139,17 @@ def identity(job: Job, options: Options) -> dict[str, Any]:
     }
 
 
+class UnusableCorpusError(UserError):
+    """The same corpus with the same options cannot become a data set, so finished work is of no use."""
+
+
 @contextmanager
 def _kept_for_next_time(workplace: Workplace) -> Iterator[None]:
     """Says what becomes of the work when the block fails: a folder that nobody was told of would stay for ever."""
     try:
         yield
-    except BaseException:
-        if workplace.finished():
+    except BaseException as error:
+        if workplace.finished() and not isinstance(error, UnusableCorpusError):
             print(f"note: finished work is kept in {workplace.path}; the same command uses it", file=sys.stderr)
         else:
             workplace.remove()
@@ -208,7 +212,7 @@ def _join_scan(job: Job) -> None:
                 keys.append(part["keys"])
                 sizes.append(part["sizes"])
     if not documents:
-        raise UserError(
+        raise UnusableCorpusError(
             f"the corpus is empty: no text in {', '.join(source.name for source in job.sources)}; "
             "give --source files with text"
         )
@@ -262,9 +266,9 @@ def _join_guard(job: Job) -> None:
         (folder / "moved.json").write_text(json.dumps(moved))
 
 
-def _empty_split(split: str, documents: int, moved: int) -> UserError:
+def _empty_split(split: str, documents: int, moved: int) -> UnusableCorpusError:
     remedy = {"train": "a lower", "validation": "a higher"}[split]
-    return UserError(
+    return UnusableCorpusError(
         f"nothing is left for {split} of {documents:,} documents (near-duplicates moved to train: {moved:,}); give "
         f"more documents, separated by blank lines, or {remedy} --validation-fraction"
     )

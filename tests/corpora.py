@@ -2,6 +2,7 @@
 """Made-up corpora, data sets built from them, and what these hold, read by TFDS alone."""
 
 import random
+import re
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,13 @@ def documents(seed: int, count: int, sentences: int = 6) -> list[list[str]]:
 def write(path: Path, texts: list[list[str]]) -> Path:
     path.write_text("\n\n".join("\n".join(lines) for lines in texts) + "\n", encoding="utf-8")
     return path
+
+
+def identifiers(path: Path) -> list[str]:
+    """The ids of the documents of a text file, in order: its name and the byte with which each begins."""
+    text = path.read_bytes()
+    begins = [match.start() for match in re.finditer(rb"(?:(?<=\n\n)|\A)(?!\n)", text) if match.start() < len(text)]
+    return [f"{path.name}:{begin}" for begin in begins]
 
 
 def build(source: Path | str, vocab: Path, out: Path, *options: str) -> int:

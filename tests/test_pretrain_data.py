@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -16,7 +15,17 @@ import pytest
 import sentencepiece
 
 from pretrain_data.__main__ import main
-from tests.corpora import NOUNS, build, documents, records, sentence, sentencepiece_ids, sentences_of, write
+from tests.corpora import (
+    NOUNS,
+    build,
+    documents,
+    identifiers,
+    records,
+    sentence,
+    sentencepiece_ids,
+    sentences_of,
+    write,
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +51,10 @@ def data(folder: Path, corpus: Path, vocab: Path) -> Path:
 
 
 def test_records_hold_the_tokens_that_sentencepiece_gives_for_the_corpus(data: Path, corpus: Path, vocab: Path) -> None:
-    expected = {}
-    for number, block in enumerate(corpus.read_text().strip().split("\n\n")):
-        expected[f"corpus.txt:{number}"] = [sentencepiece_ids(vocab, line) for line in block.split("\n")]
+    expected = {
+        name: [sentencepiece_ids(vocab, line) for line in block.split("\n")]
+        for name, block in zip(identifiers(corpus), corpus.read_text().strip().split("\n\n"), strict=True)
+    }
     for split in ("train", "validation"):
         found: dict[str, list[tuple[int, ...]]] = {}
         for document, tokens in sentences_of(data, split):
@@ -68,22 +78,26 @@ def test_records_stand_in_corpus_order_and_index_and_manifest_agree_with_them(da
     lengths = np.concatenate([record["sentence_lengths"] for record in found])
     tokens = np.concatenate([record["tokens"] for record in found])
     manifest = json.loads((data / "manifest.json").read_text())
-    digest = hashlib.sha256()
+    fingerprint = hashlib.sha256()
     for record in found:
         assert record["tokens"].dtype == np.uint16 and record["sentence_lengths"].dtype == np.uint16
         assert (
             record["sentence_lengths"].min() >= 1 and record["sentence_lengths"].sum() == len(record["tokens"]) <= 2048
         )
-        digest.update(record["tokens"].astype("<u4").tobytes() + record["sentence_lengths"].astype("<u4").tobytes())
+        content = [len(record["tokens"]), *record["tokens"], *record["sentence_lengths"]]
+        fingerprint.update(hashlib.blake2b(np.array(content, "<u4").tobytes(), digest_size=16).digest())
     index = {
-        name: np.load(data / "index" / f"{split}.{name}.npy") for name in ("sentence_lengths", "sentences_per_record")
+        name: np.load(data / "index" / f"{split}.{name}.npy")
+        for name in ("sentence_lengths", "sentences_per_record", "records_per_document")
     }
     unigrams = np.load(data / "index" / f"{split}.unigrams.npy")
     np.testing.assert_array_equal(index["sentence_lengths"], lengths)
     np.testing.assert_array_equal(index["sentences_per_record"], [len(record["sentence_lengths"]) for record in found])
+    firsts = [place for place, record in enumerate(found) if record["part"] == 0]
+    np.testing.assert_array_equal(index["records_per_document"], np.diff([*firsts, len(found)]))
     np.testing.assert_array_equal(unigrams, np.bincount(tokens, minlength=manifest["vocabulary"]["size"]))
     assert (index["sentence_lengths"].dtype, index["sentences_per_record"].dtype) == (np.uint16, np.int32)
-    assert manifest["splits"][split]["fingerprint"] == digest.hexdigest()
+    assert manifest["splits"][split]["fingerprint"] == fingerprint.hexdigest()
     counts = {
         "records": len(found),
         "sentences": len(lengths),
@@ -101,7 +115,7 @@ def test_manifest_counts_the_bytes_of_the_text_and_hashes_the_copied_vocabulary(
     assert sum(split["text_bytes"] for split in manifest["splits"].values()) == sum(len(line) for line in lines)
     assert (data / "spiece.model").read_bytes() == vocab.read_bytes()
     assert manifest["vocabulary"]["sha256"] == hashlib.sha256(vocab.read_bytes()).hexdigest()
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
 
 
 def test_the_same_input_gives_the_same_fingerprints(data: Path, corpus: Path, vocab: Path, tmp_path: Path) -> None:
@@ -164,9 +178,10 @@ def test_no_validation_document_shares_more_than_a_fifth_of_its_word_runs_with_t
     texts += [chain[start : start + 6] for start in range(0, 176, 4)]
     write(tmp_path / "near.txt", texts)
     assert build(tmp_path / "near.txt", vocab, tmp_path / "out", "--validation-fraction", "0.5") == 0
+    order = identifiers(tmp_path / "near.txt")
+    assert len(order) == len(texts)
     train, validation = (
-        {int(name.split(":")[1]) for name, _ in sentences_of(tmp_path / "out", split)}
-        for split in ("train", "validation")
+        {order.index(name) for name, _ in sentences_of(tmp_path / "out", split)} for split in ("train", "validation")
     )
     seen = set().union(*(shingles(texts[i]) for i in train))
     shares = [len(shingles(texts[i]) & seen) / len(shingles(texts[i])) for i in validation]
@@ -191,41 +206,11 @@ def test_text_in_other_scripts_builds_cased_with_its_accents_kept(tmp_path: Path
     assert build(source, tmp_path / "v", tmp_path / "out", *options, "--validation-fraction", "0.3") == 0
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "v" / "spiece.model"))
     found = [t for split in ("train", "validation") for t in sentences_of(tmp_path / "out", split)]
+    order = identifiers(source)
     for name, tokens in found:
         assert 1 not in tokens
-        assert pieces.decode(list(tokens)) in texts[int(name.split(":")[1])]
+        assert pieces.decode(list(tokens)) in texts[order.index(name)]
     assert len(found) == sum(len(text) for text in texts)
-
-
-def test_a_killed_build_leaves_nothing_under_the_final_name(vocab: Path, tmp_path: Path) -> None:
-    write(tmp_path / "corpus.txt", documents(3, 300))
-    # The process is killed from inside, when all shards are written and nothing is in place yet.
-    script = (
-        "import os, signal, sys; from pretrain_data import shards; from pretrain_data.__main__ import main\n"
-        "shards.read_back = lambda *a: (os.listdir(a[0]) and os.kill(os.getpid(), signal.SIGKILL))\n"
-        "main(sys.argv[1:])"
-    )
-    out = tmp_path / "out"
-    command = ["build", "--source", str(tmp_path / "corpus.txt"), "--vocab", str(vocab), "--out", str(out)]
-    command += ["--validation-fraction", "0.1"]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *command], env={**os.environ, "PYTHONPATH": str(root)}, check=False
-    )
-    assert done.returncode == -signal.SIGKILL
-    assert not out.exists() and list(tmp_path.glob(".out.building-*"))
-    assert main(command) == 0 and (out / "manifest.json").exists()
-
-
-def test_an_interrupted_build_removes_what_it_wrote(
-    vocab: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("pretrain_data.shards.read_back", interrupted)
-    assert build(corpus, vocab, tmp_path / "out", "--validation-fraction", "0.1") == 130
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_overwrite_replaces_a_data_set_and_leaves_other_folders_alone(
@@ -258,13 +243,3 @@ def test_building_and_reading_need_no_tensorflow(vocab: Path, corpus: Path, tmp_
         env={**os.environ, "PYTHONPATH": str(root)},
         check=True,
     )
-
-
-def test_shards_are_many_when_the_data_are_large_and_read_back_in_order(
-    vocab: Path, corpus: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pretrain_data.shards.SHARD_BYTES", 4096)
-    assert build(corpus, vocab, tmp_path / "out", "--validation-fraction", "0.1") == 0
-    assert len(list((tmp_path / "out").glob("*train*-of-*"))) > 3
-    first, second = (json.loads((path / "manifest.json").read_text())["splits"] for path in (data, tmp_path / "out"))
-    assert first == second

@@ -25,7 +25,8 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """Runs the command line and returns its one sentence."""
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2
-    error = capsys.readouterr().err.strip().split("\n")
+    said = capsys.readouterr().err.strip().split("\n")
+    error = [line for line in said if not line.startswith("note: finished work is kept in ")]
     assert len(error) == 1 and error[0].startswith("error: ")
     return error[0]
 
@@ -140,7 +141,7 @@ def test_a_source_named_twice_and_an_unknown_language_are_refused(
     assert "'xx'" in fails(capsys, "build", *arguments, "--language", "xx")
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+def test_a_full_disk_is_one_sentence_and_costs_no_finished_work(
     capsys: pytest.CaptureFixture[str], vocab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class FullDisk:
@@ -154,8 +155,13 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
     (tmp_path / "text.txt").write_text("\n\n".join(f"The river {i} is wide and {i * i} long." for i in range(200)))
     monkeypatch.setattr("pretrain_data.shards.ArrayRecordWriter", FullDisk)
     arguments = ["--source", tmp_path / "text.txt", "--vocab", vocab, "--out", tmp_path / "out"]
-    assert "disk is full" in fails(capsys, "build", *arguments, "--validation-fraction", "0.2")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt"]
+    arguments += ["--validation-fraction", "0.2"]
+    assert "disk is full" in fails(capsys, "build", *arguments)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.building", "text.txt"]
+    monkeypatch.undo()
+    assert main(["build", *map(str, arguments)]) == 0
+    assert "going on from" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "text.txt"]
 
 
 def test_a_vocabulary_keeps_its_cleaning_and_another_is_refused(

@@ -9,37 +9,15 @@ import pytest
 import sentencepiece
 
 from pretrain_data.__main__ import main
-from pretrain_data.corpora import TextFiles, open_sources
 from pretrain_data.docstrings import paragraphs
 from pretrain_data.python_docs import PythonDocs
 from pretrain_data.sentences import SentenceSplitter
+from pretrain_data.sources.base import Document, ReadLog
 
 TEXT = (
     'The river is wide.\nThe harbor is near, and (so) "far" - it is said.\n\nThe winter was long.\nThe garden sleeps.\n'
     * 40
 )
-
-
-def test_blank_lines_and_file_ends_separate_documents_and_ids_are_unique(tmp_path: Path) -> None:
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x.txt").write_bytes(b"\xef\xbb\xbfOne.\r\n Two. \r\n\r\n\r\nThree.")
-    sources, _ = open_sources([str(tmp_path / "a" / "*"), str(tmp_path / "b" / "*")], "sentence", SentenceSplitter())
-    found = [document for source in sources for document in source.documents()]
-    assert [document.lines for document in found] == [["One.", "Two."], ["Three."]] * 2
-    assert len({document.id for document in found}) == 4
-    assert next(TextFiles(str(tmp_path / "a" / "x.txt"), "sentence").documents()).id == "x.txt:0"
-
-
-def test_detect_tells_sentences_from_paragraphs_and_says_why(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "s.txt").write_text("The river is wide.\nThe harbor is near.\n" * 30)
-    (tmp_path / "p.txt").write_text("The river is wide. The harbor is near. It rains.\n" * 30)
-    for name, decided, share in (("s.txt", "sentence", "0%"), ("p.txt", "paragraph", "100%")):
-        sources, said = open_sources([str(tmp_path / name)], "detect", SentenceSplitter())
-        assert sources[0].lines == decided
-        assert f"one {decided} a line" in said[0] and f"{share} of" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -145,12 +123,17 @@ def test_google_and_sphinx_layouts_give_the_descriptions() -> None:
     ]
 
 
+def read(docs: PythonDocs) -> list[Document]:
+    return [document for part in docs.parts() for document in docs.read(part, ReadLog())]
+
+
 def test_the_embedded_corpus_imports_nothing_repeats_nothing_and_is_the_same_twice() -> None:
     script = (
         "import sys; before = set(sys.modules)\n"
         "from pretrain_data.python_docs import PythonDocs\n"
         "docs = PythonDocs(packages=('optax', 'absl'), standard_library=False)\n"
-        "print(docs.digest); list(docs.documents())\n"
+        "from pretrain_data.sources.base import ReadLog\n"
+        "print(docs.digest); [list(docs.read(part, ReadLog())) for part in docs.parts()]\n"
         "assert not {'optax', 'absl', 'jax'} & set(sys.modules), 'imported'"
     )
     done = subprocess.run(
@@ -158,7 +141,7 @@ def test_the_embedded_corpus_imports_nothing_repeats_nothing_and_is_the_same_twi
     )
     docs = PythonDocs(packages=("optax", "absl"), standard_library=False)
     assert done.stdout.strip() == docs.digest
-    found = list(docs.documents())
+    found = read(docs)
     texts = [line.casefold() for document in found for line in document.lines]
     assert len(found) > 100 and len(set(texts)) == len(texts)
     assert len({document.id for document in found}) == len(found)
@@ -180,7 +163,7 @@ def test_docstrings_of_classes_methods_and_repeated_names_have_ids_of_their_own(
     sys.path.insert(0, str(tmp_path))
     try:
         docs = PythonDocs(packages=("tinypackage", "package_that_is_not_there"), standard_library=False)
-        found = {document.id.split(":", 2)[2]: document.lines[0] for document in docs.documents()}
+        found = {document.id.split(":", 2)[2]: document.lines[0] for document in read(docs)}
     finally:
         sys.path.remove(str(tmp_path))
     assert found == {
