@@ -11,8 +11,8 @@ error.
 import errno
 import logging
 import os
-import pathlib
 import sys
+import tempfile
 from typing import Any
 
 from absl import app, flags
@@ -26,7 +26,7 @@ from albert_jax.training.recipe import check_overrides
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="the recipe, e.g. configs/base.py or configs/base.py:v1"
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "directory for checkpoints, metrics and TensorBoard events")
+_WORKDIR = flags.DEFINE_string("workdir", None, "for checkpoints, metrics and events: a directory or a gs:// path")
 
 _ECHOES = ("Event loop is closed", "Encountered error while reading array index")
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -67,23 +67,27 @@ def main(arguments: list[str]) -> int:
     """Runs the training that the flags describe and returns the exit status."""
     del arguments  # the flags hold them
     # Imported here because JAX and TFDS take seconds to load, and a misspelt flag should not have to wait for them.
+    from albert_jax.remote import directory, is_remote, named_refusals
     from albert_jax.training.loop import Run
 
     sys.unraisablehook = _report
     absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax tells every file that it opens and every error it raises
     logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("albert_jax").setLevel(logging.INFO)
-    workdir = pathlib.Path(str(_WORKDIR.value))
+    workdir = directory(str(_WORKDIR.value))
     try:
-        run = Run(_CONFIG.value, workdir)
-        with Interruption() as interruption:  # before this there is nothing to save: a signal ends the process at once
-            finished = run.train(interruption)
+        with named_refusals(workdir):
+            run = Run(_CONFIG.value, workdir)
+            # Before this there is nothing to save: a signal ends the process at once.
+            with Interruption() as interruption:
+                finished = run.train(interruption)
     except OSError as e:  # metrics and events; checkpoints speak for themselves
         if e.errno not in _UNWRITABLE and not str(e.filename).startswith(str(workdir)):
             raise
-        raise UserError(
-            f"the workdir {workdir} cannot be written ({e.strerror}); make room there or choose another --workdir."
-        ) from e
+        place, other = f"the workdir {workdir}", "choose another --workdir"
+        if is_remote(workdir):
+            place, other = f"{tempfile.gettempdir()}, where the records of {workdir} grow,", "set TMPDIR"
+        raise UserError(f"{place} cannot be written ({e.strerror}); make room there or {other}.") from e
     return 0 if finished else EXIT_INTERRUPTED
 
 

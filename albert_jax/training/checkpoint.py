@@ -5,6 +5,9 @@ A workdir holds `run.json`, which identifies the run (resolved config, data set,
 `checkpoints/<step>/` with the items `params`, `rest` (optimizer state, step, unfinished log interval) and `meta` (what
 `run.json` says, the position in the data, and the digests). Orbax makes a step appear whole or not at all, but does not
 notice bytes that changed afterwards; the digests do.
+
+The workdir may lie in an object store (gs://bucket/run): Orbax writes there itself, by tensorstore and gcsfs. There a
+step is whole once it has its last object, `commit_success.txt`.
 """
 
 import hashlib
@@ -24,6 +27,7 @@ import jaxlib
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import nnx, traverse_util
 from jax.sharding import Mesh
 
@@ -31,6 +35,7 @@ import albert_jax
 from albert_jax.config import AlbertConfig
 from albert_jax.errors import UserError
 from albert_jax.model import FlaxAlbertForPreTrainingModule, Parameters, parameters
+from albert_jax.remote import check_bucket, directory, first_line, is_remote, named_refusals, refusal
 from albert_jax.training.recipe import RESUMABLE_FIELDS
 from albert_jax.training.sharding import replicated
 from albert_jax.training.step import TrainState
@@ -65,7 +70,7 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     return traverse_util.flatten_dict(config, sep=".")
 
 
-def check_same_run(saved: dict[str, Any], current: dict[str, Any], workdir: str | pathlib.Path) -> None:
+def check_same_run(saved: dict[str, Any], current: dict[str, Any], workdir: str | os.PathLike[str]) -> None:
     """Refuses to go on with another data set, vocabulary or configuration; other versions are only warned of.
 
     Args:
@@ -102,7 +107,7 @@ def check_same_run(saved: dict[str, Any], current: dict[str, Any], workdir: str 
             )
 
 
-def claim_workdir(workdir: pathlib.Path, identity: dict[str, Any]) -> None:
+def claim_workdir(workdir: str | os.PathLike[str], identity: dict[str, Any]) -> None:
     """Writes `run.json` into a new workdir, or checks that an old one belongs to this run.
 
     A workdir without any finished checkpoint is new: the corrected command may use what a failed first start left.
@@ -110,21 +115,32 @@ def claim_workdir(workdir: pathlib.Path, identity: dict[str, Any]) -> None:
     Raises:
       UserError: where it belongs to another run or cannot be written.
     """
-    file = workdir / "run.json"
-    if file.is_file() and any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+    root = directory(workdir)
+    file = root / "run.json"
+    with named_refusals(root):
+        if file.is_file() and _has_checkpoints(root / "checkpoints"):
+            try:
+                saved = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as e:
+                raise UserError(f"{file} is damaged ({first_line(e)}); restore it from a backup.") from e
+            check_same_run(saved, identity, workdir)
+            return
         try:
-            saved = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as e:
-            raise UserError(f"{file} is damaged ({_first_line(e)}); restore it from a backup.") from e
-        check_same_run(saved, identity, workdir)
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-        temporary.rename(file)
-    except OSError as e:
-        raise UserError(f"the workdir {workdir} cannot be written ({e.strerror}); choose another --workdir.") from e
+            root.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+            temporary.replace(file)
+        except OSError as e:
+            if is_remote(workdir):
+                raise
+            raise UserError(f"the workdir {workdir} cannot be written ({e.strerror}); choose another --workdir.") from e
+
+
+def _has_checkpoints(checkpoints: epath.Path) -> bool:
+    """Whether a step has been finished there; the first objects of one are in a store before its last."""
+    if not checkpoints.is_dir():
+        return False
+    return any(path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path) for path in checkpoints.iterdir())
 
 
 # --- digests ----------------------------------------------------------------------------------------------------------
@@ -184,25 +200,30 @@ class Checkpoints:
       identity: what `run.json` holds; saved with every checkpoint.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int, identity: dict[str, Any]):
+    def __init__(self, workdir: str | os.PathLike[str], keep: int, identity: dict[str, Any]):
         if keep < 2:
             raise UserError(
                 f"checkpoint.keep must be at least 2, not {keep}: a damaged checkpoint needs one before it."
             )
-        self.directory = (workdir / "checkpoints").absolute()
+        self.directory = _absolute(workdir) / "checkpoints"
         self._identity = identity
         self._durable = 0  # newest step known to be complete
         self._in_flight: int | None = None
         # Old steps are first renamed away, so that a kill during their deletion cannot leave half a checkpoint in the
-        # list.
+        # list. In an object store Orbax deletes them in place: half a step stays there until the next save, and would
+        # be passed over as damaged.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, todelete_subdir=_TRASH, cleanup_tmp_directories=True, enable_async_checkpointing=True
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        with named_refusals(self.directory):
+            if is_remote(self.directory):
+                check_bucket(self.directory)
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
         self._empty_trash()
 
     def _empty_trash(self) -> None:
-        shutil.rmtree(self.directory / _TRASH, ignore_errors=True)
+        if not is_remote(self.directory):
+            shutil.rmtree(self.directory / _TRASH, ignore_errors=True)
 
     def save(self, state: TrainState, position: int, *, block: bool) -> None:
         """Saves a state, in the background unless `block`; a step that is there already is not written again.
@@ -252,9 +273,10 @@ class Checkpoints:
             action()
         except Exception as e:  # Orbax passes on what its threads raised: OSError, ValueError, its own
             last = f"step {self._durable}" if self._durable else "none"
+            remedy = "see that the bucket can be written to" if is_remote(self.directory) else "make room"
             raise UserError(
                 f"the checkpoint of step {self._in_flight} could not be written to {self.directory} "
-                f"({_first_line(e)}); the last good one is {last}: make room and run the same command again."
+                f"({first_line(e)}); the last good one is {last}: {remedy} and run the same command again."
             ) from e
 
     def restore(self, like: TrainState, mesh: Mesh) -> Restored | None:
@@ -269,7 +291,8 @@ class Checkpoints:
         Raises:
           UserError: where there are checkpoints and all are damaged.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        with named_refusals(self.directory):
+            steps = sorted(self._manager.all_steps(), reverse=True)
         damaged = []
         for step in steps:
             try:
@@ -278,10 +301,13 @@ class Checkpoints:
                 raise
             except Exception as e:
                 # The run is the same, so this is damage, unless the storage itself cannot be read now.
-                if isinstance(e, OSError) and not isinstance(e, FileNotFoundError):
-                    raise UserError(f"checkpoint {step} of {self.directory} cannot be read ({_first_line(e)}).") from e
+                if unreadable := _unreadable(e, self.directory):
+                    raise UserError(
+                        f"checkpoint {step} of {self.directory} cannot be read ({first_line(unreadable)}); see to the "
+                        "storage and run the same command again."
+                    ) from e
                 _log.warning(
-                    "checkpoint %s of %s is damaged (%s); trying the one before.", step, self.directory, _first_line(e)
+                    "checkpoint %s of %s is damaged (%s); trying the one before.", step, self.directory, first_line(e)
                 )
                 damaged.append(step)
                 continue
@@ -299,8 +325,9 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         """Renames a damaged step out of Orbax's sight, so that the run can save that step again."""
         target = self.directory / f"damaged-{step}"
-        shutil.rmtree(target, ignore_errors=True)
-        (self.directory / str(step)).rename(target)
+        with named_refusals(self.directory):
+            target.rmtree(missing_ok=True)
+            (self.directory / str(step)).rename(target)
         self._manager.reload()
 
     def _restore_step(self, step: int, like: TrainState, mesh: Mesh) -> Restored:
@@ -343,12 +370,20 @@ def _load_items(
     return {name: loaded[name] for name in targets}
 
 
-def _first_line(e: BaseException) -> str:
-    text = str(e).strip() or type(e).__name__
-    return text.splitlines()[0][:200]
+def _absolute(workdir: str | os.PathLike[str]) -> epath.Path:
+    """The workdir as Orbax wants it."""
+    found = directory(workdir)
+    return found if is_remote(found) else epath.Path(pathlib.Path(found).absolute())
 
 
-def load_parameters(workdir: str | pathlib.Path, step: int | None = None) -> tuple[Parameters, dict[str, Any]]:
+def _unreadable(e: Exception, checkpoints: epath.Path) -> BaseException | None:
+    """The error by which the storage as such failed; None where something in it is missing or damaged."""
+    if is_remote(checkpoints):
+        return refusal(e)
+    return e if isinstance(e, OSError) and not isinstance(e, FileNotFoundError) else None
+
+
+def load_parameters(workdir: str | os.PathLike[str], step: int | None = None) -> tuple[Parameters, dict[str, Any]]:
     """The parameters of a run, for export or as a start for another run.
 
     Args:
@@ -361,27 +396,35 @@ def load_parameters(workdir: str | pathlib.Path, step: int | None = None) -> tup
     Raises:
       UserError: where there is no such checkpoint or it is damaged.
     """
-    directory = (pathlib.Path(workdir) / "checkpoints").absolute()
-    if not directory.is_dir():
-        raise UserError(f"{workdir} holds no checkpoints; give the --workdir of a training run.")
-    manager = ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True))
-    steps = sorted(manager.all_steps())
-    if not steps or (step is not None and step not in steps):
-        raise UserError(f"{directory} has no checkpoint {step or ''}; it has {steps or 'none'}.")
-    step = steps[-1] if step is None else step
-    try:
-        meta = _load_meta(manager, step)
-        config = AlbertConfig.from_dict(meta["config"]["model"])
-        shapes = nnx.eval_shape(lambda: parameters(FlaxAlbertForPreTrainingModule(config, rngs=nnx.Rngs(0))))
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-        params = _load_items(manager, step, {"params": target}, meta)["params"]
-    except UserError:
-        raise
-    except Exception as e:
-        raise UserError(
-            f"checkpoint {step} of {directory} is damaged ({_first_line(e)}); choose another of {steps} with --step."
-        ) from e
-    finally:
-        manager.close()
+    checkpoints = _absolute(workdir) / "checkpoints"
+    with named_refusals(checkpoints):
+        if not checkpoints.is_dir():
+            raise UserError(f"{workdir} holds no checkpoints; give the --workdir of a training run.")
+        manager = ocp.CheckpointManager(checkpoints, options=ocp.CheckpointManagerOptions(read_only=True))
+        steps = sorted(manager.all_steps())
+        if not steps or (step is not None and step not in steps):
+            raise UserError(f"{checkpoints} has no checkpoint {step or ''}; it has {steps or 'none'}.")
+        step = steps[-1] if step is None else step
+        try:
+            return _load_parameters(manager, step)
+        except UserError:
+            raise
+        except Exception as e:
+            if is_remote(checkpoints) and refusal(e):
+                raise
+            raise UserError(
+                f"checkpoint {step} of {checkpoints} is damaged ({first_line(e)}); choose another of {steps} with "
+                "--step."
+            ) from e
+        finally:
+            manager.close()
+
+
+def _load_parameters(manager: ocp.CheckpointManager, step: int) -> tuple[Parameters, dict[str, Any]]:
+    meta = _load_meta(manager, step)
+    config = AlbertConfig.from_dict(meta["config"]["model"])
+    shapes = nnx.eval_shape(lambda: parameters(FlaxAlbertForPreTrainingModule(config, rngs=nnx.Rngs(0))))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    params = _load_items(manager, step, {"params": target}, meta)["params"]
     return jax.tree.map(np.asarray, params), meta

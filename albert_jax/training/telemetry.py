@@ -2,7 +2,8 @@
 """What a run says about itself: a line on the screen, `metrics.jsonl` and TensorBoard events.
 
 Device values are read one log interval late, so that no step waits for the host. A run that goes on from a checkpoint
-first drops everything recorded past it, so that no step stands there twice.
+first drops everything recorded past it, so that no step stands there twice. Where the workdir is in an object store,
+the files grow here and are copied there by `flush`, that is before each checkpoint, and by `close`.
 """
 
 import json
@@ -15,6 +16,9 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from albert_jax.remote import Spool, directory
+
+_METRICS, _EVENTS = "metrics.jsonl", "tensorboard"
 # Column heading, width, key of the record, format.
 _COLUMNS = (
     ("epoch", 8, "epoch", ".3f"),
@@ -25,6 +29,7 @@ _COLUMNS = (
     ("acc", 6, "sop_accuracy", ".4f"),
     ("lr", 9, "learning_rate", ".3e"),
     ("grad", 9, "grad_norm", ".3g"),
+    ("rows", 11, "position", ",d"),
     ("tokens/s", 10, "tokens_per_s", ",.0f"),
     ("real", 6, "real_share", ".1%"),
     ("wait", 6, "input_wait", ".1%"),
@@ -41,10 +46,13 @@ class Telemetry:
     line of kind 'resume' at the restored step.
 
     Args:
-      workdir: receives `metrics.jsonl` and `tensorboard/`.
+      workdir: receives `metrics.jsonl` and `tensorboard/`; a local directory or one in an object store.
       steps: length of the whole run, for the remaining time.
       restored_step: the checkpoint's step that the run goes on from, 0 for a new run; later records are dropped.
       flops_per_step: matmul FLOPs of one step; adds `tflops_per_s` to `timing`.
+
+    Attributes:
+      directory: where the files are written, a local directory.
     """
 
     def __init__(
@@ -60,18 +68,20 @@ class Telemetry:
         self._pending: tuple[int, dict[str, Any], dict[str, float]] | None = None
         self._last_step = restored_step
         self._lines = 0
-        directory = pathlib.Path(workdir)
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "metrics.jsonl"
-        drop_later_records(path, restored_step)
+        self._spool = Spool(workdir)
+        self._spool.fetch(_METRICS)
+        self.directory = self._spool.local
+        path = self.directory / _METRICS
+        drop_later_records(path, restored_step, f"{os.fspath(workdir)}/{_METRICS}")
         self._file = path.open("a", encoding="utf-8", buffering=1)  # a line a write: nothing finished is lost by a kill
-        events = directory / "tensorboard"
         if restored_step:
             self._file.write(json.dumps({"step": restored_step, "kind": "resume"}) + "\n")
         # TensorBoard itself hides what lies at or after `purge_step` in older files. It reads the files by name, which
         # begins with the time in seconds; the number keeps two starts within a second apart and in order.
-        starts = len(list(events.glob("events.*")))
-        self._events = SummaryWriter(str(events), purge_step=restored_step + 1, filename_suffix=f".{starts:06d}")
+        starts = len(list((directory(workdir) / _EVENTS).glob("events.*")))
+        self._events = SummaryWriter(
+            str(self.directory / _EVENTS), purge_step=restored_step + 1, filename_suffix=f".{starts:06d}"
+        )
 
     def log(self, step: int, device_metrics: dict[str, Any], host: dict[str, float]) -> None:
         """Takes the metrics of the interval that ends at `step` and writes those of the interval before.
@@ -81,7 +91,7 @@ class Telemetry:
           device_metrics: name -> scalar `jax.Array`; not read before the next `log`, `evaluation`, `flush` or `close`.
             The screen shows loss, mlm_loss, mlm_accuracy, sop_loss, sop_accuracy, learning_rate and grad_norm.
           host: what the host knows. `seconds` of the interval spent on steps, `input_wait_seconds` of these waited for
-            the loader, and `tokens` that the steps took in become `timing`; all others (epoch) are recorded
+            the loader, and `tokens` that the steps took in become `timing`; all others (epoch, position) are recorded
             as they are and must not depend on the clock.
         """
         self._write_pending()
@@ -98,17 +108,23 @@ class Telemetry:
         print(f"step {step}: " + "  ".join(f"{name} {_short(value)}" for name, value in values.items()), flush=True)
 
     def flush(self) -> None:
-        """Reads and writes what is pending, down to the disk; call it before a checkpoint is saved."""
+        """Reads and writes what is pending, down to the disk or the store; call it before a checkpoint is saved.
+
+        Raises:
+          UserError: where the store cannot be reached.
+        """
         self._write_pending()
         self._file.flush()
         os.fsync(self._file.fileno())
         self._events.flush()
+        self._spool.upload()
 
     def close(self) -> None:
         """Flushes and closes; nothing can be logged afterwards."""
         self.flush()
         self._file.close()
         self._events.close()
+        self._spool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -157,13 +173,20 @@ class Telemetry:
     def _line(self, step: int, values: dict[str, float]) -> str:
         digits = len(str(self._steps))
         cells = (f" {format(values[k], form) if k in values else '-':>{size}}" for _, size, k, form in _COLUMNS)
-        return f"{step:>{digits}}/{self._steps}" + "".join(cells) + f" {_duration(values['eta_s']):>10}"
+        sources = (f" {k.removeprefix('epoch/')} {v:.3f}" for k, v in values.items() if k.startswith("epoch/"))
+        line = f"{step:>{digits}}/{self._steps}" + "".join(cells) + f" {_duration(values['eta_s']):>10}"
+        return " ".join([line, *sources])
 
 
-def drop_later_records(path: pathlib.Path, step: int) -> None:
+def drop_later_records(path: pathlib.Path, step: int, name: str = "") -> None:
     """Removes from a `metrics.jsonl` what a killed run wrote past `step`, and a torn line.
 
     The file is replaced atomically. Prints how many lines went, and of which kind, where any did.
+
+    Args:
+      path: the file.
+      step: the last one kept.
+      name: what to call the file in what is printed; its path where empty.
     """
     if not path.exists():
         return
@@ -188,7 +211,8 @@ def drop_later_records(path: pathlib.Path, step: int) -> None:
         os.fsync(file.fileno())
     partial.replace(path)
     print(
-        f"{path}: dropped {later} records of steps after {step} and {torn} torn lines; they are computed again.",
+        f"{name or path}: dropped {later} records of steps after {step} and {torn} torn lines; they are computed "
+        "again.",
         flush=True,
     )
 
@@ -200,7 +224,7 @@ def last_evaluation(workdir: str | os.PathLike[str]) -> int:
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records of a workdir's `metrics.jsonl` so far, without a last line that is still being written."""
-    path = pathlib.Path(workdir) / "metrics.jsonl"
+    path = directory(workdir) / _METRICS
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
