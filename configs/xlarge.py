@@ -17,5 +17,5 @@ from configs.base import published
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """See the module's docstring; `variant` is empty or from 'v2', 'v1', '3m', joined by commas."""
+    """See the module's docstring; `variant` is empty or from 'v2', 'v1', '3m', 'parity', joined by commas."""
     return published("xlarge", variant, long=("3m", 3_000_000))

@@ -3,19 +3,22 @@
 
 import json
 import pathlib
+import random
+import sys
 import unicodedata
 from typing import Any
 
+import numpy as np
 import pytest
 import sentencepiece
 
 from albert_jax.errors import UserError
 from albert_jax.tokenization import RULES, AlbertTokenizer, clean
-from albert_jax.tokenization.cleaning import Cleaning
+from albert_jax.tokenization.cleaning import _BEYOND_MARKS, Cleaning
 from albert_jax.tokenization.hub import hub_tokenizer
 from albert_jax.tokenization.vocabulary import parse_vocabulary
 from pretrain_data.vocabulary import train_vocabulary
-from tests.tokenizer_samples import ask_peer, transformers5, unicode_fuzz, vocabulary
+from tests.tokenizer_samples import ask_peer, spiece, transformers5, unicode_fuzz, vocabulary
 
 # Language: text, what Google's and Hugging Face's rules make of it (both the same but in Greek), what `unicode` does.
 GOLDEN = {
@@ -161,3 +164,31 @@ def test_the_saved_pipeline_makes_of_texts_what_cleaning_and_sentencepiece_do(ru
     for text in texts:
         wanted = processor.normalize(clean(text, cleaning=rule)).replace("▁", " ").strip()
         assert " ".join(pipeline.normalize_str(text).split()) == wanted, ascii(text)
+
+
+@pytest.mark.parametrize("name", ["uncased", "no comma", "not English"])
+def test_ids_come_alike_in_lists_and_in_arrays(tmp_path: pathlib.Path, name: str) -> None:
+    tokenizer = AlbertTokenizer(spiece(tmp_path, name, raw=True))
+    texts = [*unicode_fuzz(200), "", "on 3,000, 12, and 4,5,6, or 1,", "7,", " ", "1, 2, 3,"]
+    tokens, lengths = tokenizer.encode_sentences_flat(texts)
+    found = [part.tolist() for part in np.split(tokens, np.cumsum(lengths)[:-1])]
+    assert found == tokenizer.encode_sentences(texts)
+
+
+def test_many_texts_are_cleaned_as_one_by_one() -> None:
+    characters = [chr(code) for code in range(0xD800)] + [chr(code) for code in range(0x10000, 0x30000)]
+    generator = random.Random(0)
+    texts = ["".join(generator.choices(characters, k=20)) for _ in range(3000)]
+    texts += ["", " \n ", "a\nb\x85c\u2028d", "ΟΔΥΣΣΕΥΣ", "``x''", "''", "'", "'\n'", "\u0301", "e\u0301", "1,000, 2,5"]
+    for rule in RULES:
+        for remove_space in (True, False):
+            cleaning = Cleaning.named(rule, remove_space=remove_space)
+            assert cleaning.many(texts) == [cleaning(text) for text in texts]
+    one_by_one = Cleaning.named("google")
+    for text in texts:
+        letters = unicodedata.normalize("NFKD", " ".join(text.split()))
+        assert one_by_one(text) == "".join(c for c in letters if not unicodedata.combining(c)).lower()
+
+
+def test_no_character_above_the_table_of_marks_is_one() -> None:
+    assert not any(unicodedata.combining(chr(code)) for code in range(_BEYOND_MARKS, sys.maxunicode + 1))

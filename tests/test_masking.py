@@ -6,17 +6,19 @@ import itertools
 import pathlib
 import random
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 import sentencepiece
 
 from albert_jax.data import counter_rng
-from albert_jax.data.masking import choose_words, corrupt, mask_budget, ngram_probabilities
+from albert_jax.data.masking import MaskRule, choose_words, mask_budget, ngram_probabilities
 from albert_jax.data.plan import PlanSettings, make_plan
 from albert_jax.data.store import TextStore
 from albert_jax.data.stream import PretrainingStream
 from albert_jax.data.vocabulary import MASK, UNK, Vocabulary
+from albert_jax.errors import UserError
 from tests.text_store import Example, Words, draws_of, made_up_vocabulary, read_batch, slow_choice, topics_data
 
 
@@ -32,7 +34,7 @@ def choose(examples: list[Words], budgets: list[int], keys: np.ndarray, longest:
     bounds = np.cumsum([0, *(len(w) for w in words)])
     flat_words, flat_left = (np.array(list(itertools.chain(*lists)), np.int64) for lists in (words, left))
     chosen = choose_words(bounds, flat_words, flat_left, np.array(budgets), keys, longest)
-    return [chosen[a:b].tolist() for a, b in itertools.pairwise(bounds)]
+    return [(chosen[a:b] >= 0).tolist() for a, b in itertools.pairwise(bounds)]
 
 
 def made_up_examples(seed: int, count: int) -> tuple[list[Words], list[int]]:
@@ -114,6 +116,28 @@ def test_the_budget_is_the_rounded_share_and_at_least_one(rate: float) -> None:
     assert mask_budget(np.arange(1, 600), rate).tolist() == [max(1, round(n * rate)) for n in range(1, 600)]
 
 
+def test_a_count_is_the_most_that_is_masked_however_long_the_example() -> None:
+    lengths = np.arange(1, 600)
+    assert mask_budget(lengths, 0.15, 20).tolist() == [min(20, max(1, round(n * 0.15))) for n in range(1, 600)]
+    assert mask_budget(lengths, 1.0, 7).tolist() == [min(7, n) for n in range(1, 600)]
+
+
+def test_a_chosen_word_names_the_word_at_which_its_ngram_begins() -> None:
+    # One n-gram of each example is visited first and kept as drawn, where the budget allows it: the words left over by
+    # several n-grams of three cannot be told apart from the chosen words alone.
+    n, words = 3000, 30
+    bounds = np.arange(n + 1) * words
+    left = np.tile(np.arange(words, 0, -1), n)
+    keys = counter_rng.bits(21, np.arange(n))
+    spans = choose_words(bounds, np.ones(n * words, np.int64), left, np.full(n, 6), keys, 3)
+    at = np.flatnonzero(spans >= 0)
+    assert len(at) == 6 * n and (spans[spans[at]] == spans[at]).all()
+    lengths = Counter(Counter(spans[at].tolist()).values())
+    assert lengths.keys() == {1, 2, 3} and (at - spans[at]).min() >= 0 and (at - spans[at]).max() == 2
+    assert all(spans[i] == spans[i - 1] for i in at[at != spans[at]])
+    assert lengths[1] > lengths[2] > lengths[3]
+
+
 def test_one_example_is_masked_alike_alone_and_among_others() -> None:
     examples, budgets = made_up_examples(12, 60)
     keys = counter_rng.bits(13, np.arange(60))
@@ -126,7 +150,9 @@ def test_80_10_10_and_replacements_uniform_over_all_pieces_but_the_special_ones(
     n, size = 200_000, 105
     vocabulary = made_up_vocabulary(size)
     labels = np.full(n, 50, np.int32)
-    inputs = corrupt(labels, counter_rng.bits(14, np.arange(n) // 20), np.arange(n) % 20, vocabulary)
+    positions = np.arange(n) % 20
+    rule = MaskRule.paper(vocabulary)
+    inputs = rule.corrupt(labels, counter_rng.bits(14, np.arange(n) // 20), positions, positions)
     assert inputs.dtype == np.int32
     expected = np.full(size, 0.1 / (size - 5))
     expected[:5] = 0
@@ -138,6 +164,35 @@ def test_80_10_10_and_replacements_uniform_over_all_pieces_but_the_special_ones(
     assert float(np.sum((counts - n * expected)[some] ** 2 / (n * expected[some]))) < chi_square_limit(size - 5)
 
 
+def test_drawn_by_span_the_tokens_of_a_span_share_one_fate_and_have_replacements_of_their_own() -> None:
+    n, size = 200_000, 105
+    rule = MaskRule.paper(made_up_vocabulary(size), corrupt_by="span")
+    positions, spans = np.arange(n) % 20, np.arange(n) % 20 // 4 * 4  # spans of four tokens
+    inputs = rule.corrupt(np.full(n, 50, np.int32), counter_rng.bits(15, np.arange(n) // 20), positions, spans)
+    groups = inputs.reshape(-1, 4)
+    whole, kept = (groups == MASK).all(1), (groups == 50).all(1)
+    random = ~whole & ~kept
+    assert not (groups[random] == MASK).any() and groups[random].min() >= 5
+    for count, share in ((whole.sum(), 0.8), (kept.sum(), 0.1), (random.sum(), 0.1)):
+        assert abs(count - 50_000 * share) < 4.5 * (50_000 * share * (1 - share)) ** 0.5
+    assert np.mean(groups[random][:, 0] == groups[random][:, 1]) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"longest_ngram": 0}, "masking.max_ngram must be at least 1, not 0"),
+        ({"rate": 0.0}, "masking.rate 0.0 must be a share"),
+        ({"rate": 1.2}, "masking.rate 1.2 must be a share"),
+        ({"count": -1}, "masking.count -1"),
+        ({"corrupt_by": "word"}, "masking.corrupt_by must be 'token' or 'span', not 'word'"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused_by_name(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        MaskRule.paper(made_up_vocabulary(9), **fields)
+
+
 # --- in rows of real text ---------------------------------------------------------------------------------------------
 
 
@@ -146,14 +201,19 @@ def topics(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return topics_data(tmp_path_factory)
 
 
-@pytest.fixture(scope="module")
-def examples(topics: pathlib.Path) -> list[Example]:
+def masked_examples(topics: pathlib.Path, **fields: Any) -> list[Example]:
+    """Examples of real text, masked by a rule with these fields."""
     settings = PlanSettings(96, 4, 20, 0.15, 0.3)
     vocabulary = Vocabulary.load(topics / "spiece.model")
     store = TextStore(topics, "train")
     plan = make_plan(store, vocabulary.starts_word, settings)
-    stream = PretrainingStream(store, plan, settings, vocabulary, seed=3, longest_ngram=3)
+    stream = PretrainingStream(store, plan, settings, MaskRule.paper(vocabulary, **fields), seed=3)
     return [example for row in read_batch(stream.batch(0, 700)) for example in row]
+
+
+@pytest.fixture(scope="module")
+def examples(topics: pathlib.Path) -> list[Example]:
+    return masked_examples(topics)
 
 
 def words_of(example: Example, pieces: list[str]) -> list[list[int]]:
@@ -208,3 +268,16 @@ def test_in_rows_too_80_10_10_hold_within_sampling_error(examples: list[Example]
         assert abs(count - n * share) < 4.5 * (n * share * (1 - share)) ** 0.5
     assert all(seen == label or seen >= MASK for _, label, seen in targets)
     assert min(label for _, label, _ in targets) >= UNK  # <unk> is text, as it is in the original
+
+
+def test_pieces_are_masked_by_themselves_where_words_are_not_to_be_whole(topics: pathlib.Path) -> None:
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(topics / "spiece.model"))
+    pieces = [processor.id_to_piece(i) for i in range(len(processor))]
+    partly = 0
+    examples = masked_examples(topics, whole_word=False, count=9)
+    for example in examples:
+        masked = {position for position, _, _ in example.targets}
+        assert len(masked) == min(9, max(1, round(0.15 * example.length)))  # a piece always fits
+        assert not masked & {0, len(example.first) + 1, example.length - 1}
+        partly += any(set(word) & masked and not set(word) <= masked for word in words_of(example, pieces))
+    assert partly > 0.5 * len(examples)

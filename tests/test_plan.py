@@ -54,47 +54,54 @@ SETTINGS = [
     PlanSettings(128, 3, 19, 0.15, 0.5),
     PlanSettings(512, 16, 80, 0.15, 0.1),
     PlanSettings(512, 2, 205, 0.4, 1.0),
+    PlanSettings(4096, 3, 620, 0.15, 0.2),
+    PlanSettings(64, 8, 20, 0.15, 0.3, mask_count=5, pair_singles=True),
 ]
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 every_setting = pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: f"S{s.slots}-P{s.examples}-M{s.mask_slots}")
 
-Unit = tuple[int, int, int]  # record, begin, end
+Unit = tuple[int, int]  # begin and end, in tokens of the split
 
 
 def vocabulary_of(shape: str, word: int = 3) -> Vocabulary:
     return made_up_vocabulary(5 + sum(map(sum, SHAPES[shape])), word)
 
 
+def documents_of(shape: str) -> list[int]:
+    """Documents of one to four records."""
+    documents: list[int] = []
+    left = len(SHAPES[shape])
+    while left:
+        documents.append(min(left, 1 + len(documents) % 4))
+        left -= documents[-1]
+    return documents
+
+
 def planned(shape: str, settings: PlanSettings) -> tuple[MemoryStore, Plan]:
-    store = MemoryStore(numbered(SHAPES[shape]))
+    store = MemoryStore(numbered(SHAPES[shape]), documents=documents_of(shape))
     return store, make_plan(store, vocabulary_of(shape).starts_word, settings)
 
 
 def examples_of(plan: Plan) -> list[list[Unit]]:
-    found = []
-    for record, first, size in zip(plan.example_records, plan.example_units, plan.example_sizes, strict=True):
-        units = range(int(first), int(first) + int(size))
-        begins = [int(plan.unit_begins[u]) for u in units]
-        found.append([(int(record), b, b + int(plan.unit_lengths[u])) for b, u in zip(begins, units, strict=True)])
+    ends = np.cumsum(plan.unit_lengths, dtype=int).tolist()
+    units = [(end - int(n), end) for end, n in zip(ends, plan.unit_lengths, strict=True)]
+    found = [units[a:b] for a, b in itertools.pairwise(plan.example_units.tolist())]
+    assert [example[0][0] for example in found] == plan.example_begins[:-1].tolist()
+    assert plan.example_units[-1] == len(units) and plan.example_begins[-1] == ends[-1]
     return found
 
 
 def sentences_of(store: MemoryStore) -> list[Unit]:
-    found = []
-    for r, record in enumerate(store.records):
-        begin = 0
-        for sentence in record:
-            found.append((r, begin, begin + len(sentence)))
-            begin += len(sentence)
-    return found
+    ends = list(itertools.accumulate(len(sentence) for record in store.records for sentence in record))
+    return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
 def slots_of(example: list[Unit]) -> int:
-    return sum(end - begin for _, begin, end in example) + (2 if len(example) == 1 else 3)
+    return sum(end - begin for begin, end in example) + (2 if len(example) == 1 else 3)
 
 
-def masks_of(slots: int, rate: float) -> int:
-    return max(1, round(slots * rate))
+def masks_of(slots: int, settings: PlanSettings) -> int:
+    return min(max(1, round(slots * settings.mask_rate)), settings.mask_count or settings.slots)
 
 
 @every_shape
@@ -106,23 +113,74 @@ def test_every_sentence_is_in_exactly_one_example_and_only_those_longer_than_an_
     units = sorted(unit for example in examples_of(plan) for unit in example)
     cut: dict[Unit, list[Unit]] = {}
     for sentence in sentences_of(store):
-        cut[sentence] = [u for u in units if u[0] == sentence[0] and sentence[1] <= u[1] < sentence[2]]
+        cut[sentence] = [u for u in units if sentence[0] <= u[0] < sentence[1]]
     assert sum(map(len, cut.values())) == len(units)
-    for (record, begin, end), parts in cut.items():
+    for (begin, end), parts in cut.items():
         if end - begin <= settings.slots - 3:
-            assert parts == [(record, begin, end)]
-        assert parts[0][1] == begin and parts[-1][2] == end
-        assert all(a[2] == b[1] for a, b in itertools.pairwise(parts))
+            assert parts == [(begin, end)]
+        assert parts[0][0] == begin and parts[-1][1] == end
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
+    assert plan.cut_sentences.tolist() == [sum(len(parts) > 1 for parts in cut.values())]
 
 
 @every_shape
 @every_setting
-def test_an_example_is_consecutive_sentences_of_one_record_that_fit_a_row(shape: str, settings: PlanSettings) -> None:
-    _, plan = planned(shape, settings)
+def test_an_example_is_consecutive_sentences_of_one_document_that_fit_a_row(shape: str, settings: PlanSettings) -> None:
+    store, plan = planned(shape, settings)
+    ends = store.document_begins[1:]
     for example in examples_of(plan):
-        assert all(a[2] == b[1] for a, b in itertools.pairwise(example))
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(example))
         assert slots_of(example) <= settings.slots
-    assert (plan.example_records[1:] >= plan.example_records[:-1]).all()
+        assert np.searchsorted(ends, example[0][0], side="right") == np.searchsorted(ends, example[-1][1] - 1, "right")
+
+
+def test_an_example_runs_over_the_records_of_its_document() -> None:
+    store = MemoryStore(numbered([[7] * 10] * 6), documents=[5, 1])
+    plan = make_plan(store, np.ones(999, bool), PlanSettings(4096, 1, 620, 0.15, 0.0))
+    assert plan.example_begins.tolist() == [0, 350, 420]
+    plan = make_plan(store, np.ones(999, bool), PlanSettings(100, 1, 15, 0.15, 0.0))
+    assert plan.example_begins.tolist() == [0, 91, 182, 273, 350, 420]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 1024])
+def test_a_long_document_is_planned_in_runs_of_many_rows_and_in_blocks_without_losing_a_sentence(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "_RUN_ROWS", rows)
+    store = MemoryStore(numbered([[50] * 40] * 60 + [[3] * 5] * 7), documents=[50, 10, *[1] * 7])
+    settings = PlanSettings(512, 4, 80, 0.15, 0.1)
+    plan = make_plan(store, np.ones(10**6, bool), settings)
+    assert plan.unit_lengths.tolist() == store.sentence_lengths.tolist()
+    assert plan.example_units[-1] == len(plan.unit_lengths)
+    monkeypatch.setattr(plans, "_BLOCK_SENTENCES", 100)
+    assert make_plan(store, np.ones(10**6, bool), settings).digest == plan.digest
+
+
+def test_the_rows_of_a_source_hold_its_text_only() -> None:
+    sources = {"a": (13, 1.0), "b": (40, 2.0), "c": (7, 1.0)}
+    store = MemoryStore(numbered(SHAPES["mixed"]), sources=sources)
+    plan = make_plan(store, vocabulary_of("mixed").starts_word, PlanSettings(64, 8, 10, 0.15, 0.1))
+    tokens = store.record_begins[np.cumsum([0, 13, 40, 7])]
+    for s in range(3):
+        rows = plan.row_examples[plan.source_rows[s] : plan.source_rows[s + 1]]
+        begins = np.sort(plan.example_begins[rows[rows >= 0]])
+        assert begins[0] == tokens[s] and begins[-1] < tokens[s + 1]
+    assert plan.source_rows[-1] == plan.rows and (np.sort(plan.row_examples[plan.row_examples >= 0]) >= 0).all()
+
+
+def test_room_is_kept_for_text_of_another_document_up_to_the_length_aimed_at() -> None:
+    store = MemoryStore(numbered([[7], [61], [60], [30, 8]]))
+    kept = {}
+    for pair in (False, True):
+        settings = PlanSettings(64, 1, 10, 0.15, 0.0, pair_singles=pair)
+        kept[pair] = make_plan(store, np.ones(999, bool), settings).example_slots.tolist()
+    assert kept == {False: [9, 63, 62, 41], True: [64, 63, 64, 41]}
+    short = PlanSettings(64, 1, 10, 0.15, 1.0, pair_singles=True)
+    slots = make_plan(MemoryStore(numbered([[7]] * 5000)), np.ones(40_000, bool), short).example_slots
+    # It aims at 2 to 61 tokens, and there is room for one more than its own 7 at least.
+    counts = np.bincount(slots)[11:]
+    assert slots.min() == 11 and slots.max() == 64
+    assert abs(counts[0] - 5000 * 7 / 60) < 110 and np.abs(counts[1:] - 5000 / 60).max() < 45
 
 
 @pytest.mark.parametrize("word", [1, 3, 50, 10**6])
@@ -136,11 +194,12 @@ def test_a_long_sentence_is_cut_at_the_last_word_start_that_fits_and_its_parts_s
     examples = examples_of(make_plan(store, vocabulary.starts_word, settings))
     budget = settings.slots - 3
     long = 0
-    for record, begin, end in sentences_of(store):
+    tokens = [token for record in store.records for sentence in record for token in sentence]
+    for begin, end in sentences_of(store):
         if end - begin <= budget:
             continue
         long += 1
-        ids = [token for sentence in store.records[record] for token in sentence][begin:end]
+        ids = tokens[begin:end]
         cuts = [0]
         while len(ids) - cuts[-1] > budget:
             cut = cuts[-1] + budget
@@ -148,8 +207,8 @@ def test_a_long_sentence_is_cut_at_the_last_word_start_that_fits_and_its_parts_s
                 cut -= 1
             cuts.append(cut if cut > cuts[-1] else cuts[-1] + budget)
         for a, b in zip(cuts, [*cuts[1:], len(ids)], strict=True):
-            assert [(record, begin + a, begin + b)] in examples
-    assert long
+            assert [(begin + a, begin + b)] in examples
+    assert long or settings.slots > 700
 
 
 @every_shape
@@ -164,9 +223,12 @@ def test_every_example_has_one_place_and_a_row_respects_its_slots_examples_and_m
     for row in plan.row_examples.tolist():
         used = [e for e in row if e >= 0]
         assert used and row == used + [-1] * (settings.examples - len(used))
-        sizes = [slots_of(examples[e]) for e in used]
+        sizes = plan.example_slots[used].tolist()
+        singles = [settings.pair_singles and len(examples[e]) == 1 for e in used]
+        for e, size, roomy in zip(used, sizes, singles, strict=True):
+            assert size >= slots_of(examples[e]) if roomy else size == slots_of(examples[e])
         assert sum(sizes) <= settings.slots
-        assert sum(masks_of(size, settings.mask_rate) for size in sizes) <= settings.mask_slots
+        assert sum(masks_of(size, settings) for size in sizes) <= settings.mask_slots
         placed += used
     assert sorted(placed) == list(range(len(examples)))
 
@@ -218,7 +280,7 @@ def slow_best_fit(lengths: list[int], settings: PlanSettings) -> list[list[int]]
             fits = (
                 sum(row) + length <= settings.slots
                 and len(row) < settings.examples
-                and sum(masks_of(n, settings.mask_rate) for n in [*row, length]) <= settings.mask_slots
+                and sum(masks_of(n, settings) for n in [*row, length]) <= settings.mask_slots
             )
             if fits and (best is None or sum(row) > sum(best)):
                 best = row
@@ -266,6 +328,8 @@ def test_a_plan_of_real_text_holds_every_token_of_the_split(topics: pathlib.Path
         assert int(plan.unit_lengths.sum(dtype=int)) == int(store.sentence_lengths.sum(dtype=int))
         line = plan.describe(PlanSettings(slots, 8, slots, 0.15, 0.1))
         used = sum(slots_of(example) for example in examples_of(plan))
+        cut = int(np.sum(store.sentence_lengths > slots - 3))
+        assert (f"; {cut:,} sentences longer than {slots - 3} tokens are cut at word starts" in line) == (cut > 0)
         assert f"{1 - used / (plan.rows * slots):.1%} padding" in line and f"in {plan.rows:,} rows" in line
 
 
@@ -277,17 +341,18 @@ def test_an_empty_split_is_refused() -> None:
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ((7, 1, 1, 0.15, 0.1), "sequence_length 7"),
+        ((7, 1, 1, 0.15, 0.1), "sequence_length 7 must lie between 8 and 65,535"),
+        ((65_536, 1, 10_000, 0.15, 0.1), "sequence_length 65536"),
         ((64, 0, 10, 0.15, 0.1), "examples_per_row 0"),
         ((64, 1, 9, 0.15, 0.1), "masking.slots 9 is less than the 10"),
-        ((64, 1, 10, 1.0, 0.1), "masking.rate 1.0"),
+        ((64, 1, 10, 1.0, 0.1), "masking.slots 10 is less than the 64"),
+        ((64, 1, 10, 1.1, 0.1), "masking.rate 1.1"),
+        ((64, 1, 4, 0.15, 0.1, 5), "masking.slots 4 is less than the 5 .* and masking.count 5"),
         ((64, 1, 10, 0.0, 0.1), "masking.rate 0.0"),
         ((64, 1, 10, 0.15, 1.5), "short_fraction 1.5"),
     ],
 )
-def test_settings_that_no_row_can_meet_are_refused_by_name(
-    values: tuple[int, int, int, float, float], named: str
-) -> None:
+def test_settings_that_no_row_can_meet_are_refused_by_name(values: tuple[Any, ...], named: str) -> None:
     with pytest.raises(UserError, match=named):
         PlanSettings(*values)
 
@@ -324,13 +389,15 @@ def test_other_settings_and_other_text_have_plans_of_their_own(tmp_path: pathlib
         {"mask_slots": 20},
         {"mask_rate": 0.1},
         {"short_fraction": 1.0},
+        {"mask_count": 2},
+        {"pair_singles": True},
     ]
     variants += [dataclasses.replace(KEPT, **change) for change in changes]
     for text in (SHAPES["mixed"], mixed(9, records=40)):
         for settings in variants:
             store = MemoryStore(numbered(text), tmp_path)
             assert_equal(cached_plan(store, STARTS, settings), make_plan(store, STARTS, settings))
-    assert len(list((tmp_path / "plans").iterdir())) == 12
+    assert len(list((tmp_path / "plans").iterdir())) == 16
 
 
 @pytest.mark.parametrize("name", [*(f"{name}.npy" for name in ARRAYS), "digest"])

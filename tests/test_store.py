@@ -47,16 +47,23 @@ def test_reading_no_records_gives_no_tokens(topics: pathlib.Path) -> None:
 def test_ids_above_two_bytes_are_read_whole(tmp_path: pathlib.Path) -> None:
     from pretrain_data import shards
 
-    spec = shards.features(70_000)
-    tokens = np.array([5, 65_536, 69_999, 65_535, 0, 7], np.int32)
-    infos = []
+    tokens, lengths = np.array([5, 65_536, 69_999, 65_535, 0, 7], np.int32), np.array([2, 4], np.uint16)
+    shards.write_metadata(tmp_path, shards.features(70_000), dict.fromkeys(shards.SPLITS, ([1], 99)))
     for split in shards.SPLITS:
-        writer = shards.SplitWriter(tmp_path, split, spec)
-        writer.write(tokens, np.array([2, 4], np.uint16), "made up:0", 0)
-        infos.append(writer.finish())
-    shards.write_metadata(tmp_path, spec, infos)
-    splits = shards.read_back(tmp_path, 70_000)
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": 1, "splits": splits}))
+        writer = shards.ShardWriter(tmp_path / shards.shard_name(split, 0, 1), 70_000)
+        writer.write(tokens, lengths, "made up:0", 0)
+        writer.close()
+    index = {
+        "sentence_lengths": lengths,
+        "sentences_per_record": np.array([2]),
+        "records_per_document": np.array([1]),
+        "unigrams": np.bincount(tokens),
+    }
+    (tmp_path / "index").mkdir()
+    for name, array in index.items():
+        np.save(tmp_path / "index" / f"train.{name}.npy", array)
+    counts = {"records": 1, "documents": 1, "sentences": 2, "tokens": 6, "fingerprint": ""}
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 2, "splits": {"train": counts}}))
     np.testing.assert_array_equal(TextStore(tmp_path, "train").read(np.array([0]))[0], tokens)
 
 
@@ -80,10 +87,10 @@ def test_a_split_that_the_data_set_lacks_is_named_beside_those_it_has(topics: pa
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ('{"format": 2}', "format 2, not 1"),
+        ('{"format": 1}', "format 1, not 2"),
         ("{}", "format None"),
         ("[1]", "format None"),
-        ('{"format": 1', "not valid JSON"),
+        ('{"format": 2', "not valid JSON"),
         ("\xff", "not valid JSON"),
     ],
 )
@@ -93,7 +100,7 @@ def test_a_manifest_of_another_format_is_refused(copy: pathlib.Path, content: st
         TextStore(copy, "train")
 
 
-@pytest.mark.parametrize("name", ["sentence_lengths", "sentences_per_record", "unigrams"])
+@pytest.mark.parametrize("name", ["sentence_lengths", "sentences_per_record", "records_per_document", "unigrams"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "magic", "header"])
 def test_an_index_file_that_cannot_be_read_is_named(copy: pathlib.Path, name: str, damage: str) -> None:
     file = copy / "index" / f"train.{name}.npy"
@@ -107,7 +114,7 @@ def test_an_index_file_that_cannot_be_read_is_named(copy: pathlib.Path, name: st
         TextStore(copy, "train")
 
 
-@pytest.mark.parametrize("name", ["sentence_lengths", "sentences_per_record", "unigrams"])
+@pytest.mark.parametrize("name", ["sentence_lengths", "sentences_per_record", "records_per_document", "unigrams"])
 def test_an_index_of_another_split_is_noticed_at_opening(copy: pathlib.Path, name: str) -> None:
     shutil.copy(copy / "index" / f"validation.{name}.npy", copy / "index" / f"train.{name}.npy")
     with pytest.raises(UserError, match=r"do not belong together .*; build the data set again\.$"):
@@ -121,7 +128,7 @@ def test_lengths_that_only_sum_to_the_same_are_noticed_at_reading(copy: pathlib.
     np.save(file, lengths)
     store = TextStore(copy, "train")
     store.read(np.array([1, 2]))
-    with pytest.raises(UserError, match=r"not as long as its index says; build the data set again\.$"):
+    with pytest.raises(UserError, match=r"the shard .* is damaged \(its records are not as long as the index says\); "):
         store.read(np.array([0]))
 
 
@@ -134,13 +141,15 @@ def rewrite(change: Callable[[bytes], bytes]) -> Damage:
     return lambda data: shard_of(data).write_bytes(change(shard_of(data).read_bytes()))
 
 
-SHARDS: dict[str, Damage] = {
+REPAIRED: dict[str, Damage] = {
     "truncated": rewrite(lambda raw: raw[: len(raw) // 2]),
     "truncated to whole blocks": rewrite(lambda raw: raw[: 2**16]),
     "empty": rewrite(lambda raw: b""),
     "bytes flipped": rewrite(lambda raw: raw[:70_000] + bytes(b ^ 0xFF for b in raw[70_000:150_000]) + raw[150_000:]),
     "another split's": lambda data: shutil.copy(next(data.glob("*-validation.array_record-*")), shard_of(data)),
     "missing": lambda data: shard_of(data).unlink(),
+}
+BUILT_AGAIN: dict[str, Damage] = {
     "without features.json": lambda data: (data / "features.json").unlink(),
     "without dataset_info.json": lambda data: (data / "dataset_info.json").unlink(),
     "broken features.json": lambda data: (data / "features.json").write_text("{"),
@@ -148,9 +157,73 @@ SHARDS: dict[str, Damage] = {
 }
 
 
-@pytest.mark.parametrize("damage", SHARDS)
-def test_damaged_shards_are_refused_in_one_sentence_with_the_remedy(copy: pathlib.Path, damage: str) -> None:
-    SHARDS[damage](copy)
-    with pytest.raises(UserError, match=rf"^[^\n]*{copy}[^\n]*; build the data set again\.$"):
+@pytest.mark.parametrize("damage", REPAIRED)
+def test_a_damaged_shard_is_named_with_the_command_that_rebuilds_it(copy: pathlib.Path, damage: str) -> None:
+    shard = shard_of(copy)
+    REPAIRED[damage](copy)
+    sentence = rf"^the shard {shard} of the data set is damaged \([^\n]*\); `python -m pretrain_data repair {copy}` "
+    with pytest.raises(UserError, match=sentence + r"rebuilds it from its sources\.$"):
         store = TextStore(copy, "train")
         store.read(np.arange(len(store.sentences_per_record)))
+
+
+@pytest.mark.parametrize("damage", BUILT_AGAIN)
+def test_a_data_set_without_its_description_is_refused_in_one_sentence(copy: pathlib.Path, damage: str) -> None:
+    BUILT_AGAIN[damage](copy)
+    with pytest.raises(UserError, match=rf"^[^\n]*{copy}[^\n]*; build the data set again\.$"):
+        TextStore(copy, "train")
+
+
+def test_of_several_shards_the_damaged_one_is_named(copy: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = TextStore(copy, "train")
+    records = np.arange(len(store.sentences_per_record))
+    store._shards = {"first": 10, "second": 3, "third": len(records) - 13}
+    tokens = store._tokens
+    for broken, shard in ((0, "first"), (9, "first"), (10, "second"), (12, "second"), (13, "third"), (30, "third")):
+
+        def failing(wanted: np.ndarray, broken: int = broken) -> list[np.ndarray]:
+            if broken in wanted:
+                raise RuntimeError("checksum")
+            return tokens(wanted)
+
+        monkeypatch.setattr(store, "_tokens", failing)
+        with pytest.raises(UserError, match=rf"the shard {shard} of the data set is damaged \(checksum\)"):
+            store.read(records)
+        store.read(np.delete(records, broken))
+
+
+# --- where things are -------------------------------------------------------------------------------------------------
+
+
+def test_tokens_of_records_documents_and_sentences_are_where_counting_finds_them(topics: pathlib.Path) -> None:
+    store = TextStore(topics, "train")
+    sentences = np.cumsum([0, *store.sentence_lengths.tolist()])
+    np.testing.assert_array_equal(store.sentence_begins(np.arange(len(sentences) - 1)), sentences[:-1])
+    some = np.array([5, 0, 8000, 5])
+    np.testing.assert_array_equal(store.sentence_begins(some), sentences[some])
+    np.testing.assert_array_equal(store.record_begins, sentences[store.record_sentences])
+    np.testing.assert_array_equal(store.document_begins, sentences[store.document_sentences])
+    assert len(store.document_begins) == len(store.records_per_document) + 1
+    assert (np.diff(store.record_begins) <= 2048).all() and np.diff(store.document_begins).max() > 2048
+
+
+def test_sources_and_their_weights_are_read_and_checked(copy: pathlib.Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    store = TextStore(copy, "train")
+    records, documents = len(store.sentences_per_record), int(store.document_records[5])
+    manifest["splits"]["train"].pop("sources", None)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert TextStore(copy, "train").sources == {"text": records}
+    assert TextStore(copy, "train").weights == {"text": 1.0}
+    counts = {"a": {"records": documents}, "none": {"records": 0}, "b": {"records": records - documents}}
+    manifest["splits"]["train"]["sources"] = counts
+    manifest["sources"] = [{"name": "a", "weight": 2.5}, {"name": "none", "weight": 3}, {"name": "b"}]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    store = TextStore(copy, "train")
+    assert store.sources == {"a": documents, "b": records - documents}
+    assert store.weights == {"a": 2.5, "b": 1.0}
+    for wrong in (documents + 1, records):  # within a document; more than there are
+        counts["a"]["records"] = wrong
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match=r"do not belong together \(the sources of its train split"):
+            TextStore(copy, "train")

@@ -39,13 +39,33 @@ def topics_data(factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 class MemoryStore(TextStore):
-    """A split that is a list of records, each a list of sentences, each a list of ids."""
+    """A split that is a list of records, each a list of sentences, each a list of ids.
 
-    def __init__(self, records: list[Record], path: pathlib.Path = pathlib.Path("memory")):
+    Args:
+      records: the text.
+      path: where plans are kept.
+      documents: how many records each document has; without it, each record is a document.
+      sources: name -> number of records and weight.
+    """
+
+    def __init__(
+        self,
+        records: list[Record],
+        path: pathlib.Path = pathlib.Path("memory"),
+        *,
+        documents: list[int] | None = None,
+        sources: dict[str, tuple[int, float]] | None = None,
+    ):
         self.records, self.path, self.split = records, path, "train"
-        self.fingerprint = hashlib.sha256(repr(records).encode()).hexdigest()
         self.sentence_lengths = np.array([len(s) for record in records for s in record], np.uint16)
         self.sentences_per_record = np.array([len(record) for record in records], np.int32)
+        self.records_per_document = np.array(documents or [1] * len(records), np.int32)
+        sources = sources or {"text": (len(records), 1.0)}
+        self.sources = {name: count for name, (count, _) in sources.items()}
+        self.weights = {name: weight for name, (_, weight) in sources.items()}
+        assert self.records_per_document.sum() == sum(self.sources.values()) == len(records)
+        self.unigrams = np.bincount([token for record in records for s in record for token in s])
+        self.fingerprint = hashlib.sha256(repr((records, documents, sources)).encode()).hexdigest()
 
     def read(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         tokens: list[int] = []
@@ -72,7 +92,10 @@ def numbered(lengths: list[list[int]]) -> list[Record]:
 def made_up_vocabulary(size: int, word: int = 3) -> Vocabulary:
     """A vocabulary in which every `word`-th id starts a word."""
     ids = np.arange(size)
-    return Vocabulary(size=size, sha256="", starts_word=ids % word == 0, replacements=ids[FIRST:].astype(np.int32))
+    pieces = tuple(f"▁{i}" if i % word == 0 else "x" for i in range(size))
+    return Vocabulary(
+        size=size, sha256="", pieces=pieces, starts_word=ids % word == 0, replacements=ids[FIRST:].astype(np.int32)
+    )
 
 
 class Example(NamedTuple):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading a data set of tokenised sentences, as `python -m pretrain_data build` writes it."""
 
+import functools
 import json
 import pathlib
 import tokenize
@@ -44,7 +45,7 @@ def map_array(file: pathlib.Path) -> np.ndarray:
       OSError: where it cannot be opened.
     """
     try:
-        return np.load(file, mmap_mode="r")
+        return np.asarray(np.load(file, mmap_mode="r"))  # a plain array over the mapping, which is faster to index
     except (EOFError, SyntaxError, tokenize.TokenError) as e:
         raise ValueError(f"not an .npy file: {e}") from e
 
@@ -54,7 +55,10 @@ def _first_line(e: Exception) -> str:
 
 
 class TextStore:
-    """One split of a data set: records of consecutive sentences, in a fixed order.
+    """One split of a data set: its sources one after the other, of which each is documents, of which each is records.
+
+    A record is a run of sentences that is read at once; the records of a document follow each other, and so do the
+    tokens of its sentences. Positions of tokens are counted through the whole split.
 
     Args:
       path: the data set's directory.
@@ -66,6 +70,8 @@ class TextStore:
       sentences_per_record: int32 [records].
       records_per_document: int32 [documents].
       unigrams: int64 [V], how often each id occurs in the split.
+      sources: name -> how many records of the split it has, in order, without those that have none.
+      weights: name -> how often a source is to be seen in an epoch of training, as the data set was built.
 
     Raises:
       UserError: where the split or a file of it is missing, or its files do not belong together.
@@ -76,45 +82,68 @@ class TextStore:
         manifest = read_manifest(path)
         if split not in manifest["splits"]:
             raise UserError(f"the data set {path} has no split {split!r}, only {', '.join(manifest['splits'])}.")
-        self.fingerprint: str = manifest["splits"][split]["fingerprint"]
+        counts = manifest["splits"][split]
+        self.fingerprint: str = counts["fingerprint"]
         self.sentence_lengths = self._index("sentence_lengths")
         self.sentences_per_record = self._index("sentences_per_record")
         self.records_per_document = self._index("records_per_document")
         self.unigrams = self._index("unigrams")
-        self._source, self._dtype = self._open()
-        self._check_counts(manifest["splits"][split])
-        firsts = np.cumsum(self.sentences_per_record, dtype=np.int64) - self.sentences_per_record
-        self._record_tokens = np.add.reduceat(self.sentence_lengths, firsts, dtype=np.int64)
+        sources = {name: int(source["records"]) for name, source in counts.get("sources", {}).items()}
+        self.sources = {name: records for name, records in sources.items() if records} or {"text": counts["records"]}
+        given = {source.get("name"): source.get("weight", 1.0) for source in manifest.get("sources", [])}
+        self.weights: dict[str, float] = {name: given.get(name, 1.0) for name in self.sources}
+        self._source, self._dtype, self._shards = self._open()
+        self._check_counts(counts)
 
-    def _open(self) -> tuple[Any, np.dtype]:
-        """The records' serialised bytes, by position, and the type of their token ids."""
+    def _open(self) -> tuple[Any, np.dtype, dict[str, int]]:
+        """The records' serialised bytes, by position; the type of their token ids; the records of each shard file."""
         try:
             builder = tfds.builder_from_directory(str(self.path))
-            for shard in builder.info.splits[self.split].filepaths:  # TFDS would find a missing one at the first read
-                if not pathlib.Path(shard).is_file():
-                    raise FileNotFoundError(f"{shard} is missing")
+            info = builder.info.splits[self.split]
+            shards = dict(zip(map(str, info.filepaths), info.shard_lengths, strict=True))
+        except Exception as e:  # TFDS, protobuf and json each raise their own
+            raise self._unopened(e) from e
+        for shard in shards:  # TFDS would find a missing one at the first read
+            if not pathlib.Path(shard).is_file():
+                raise self._damaged(shard, "it is missing")
+        try:
             raw = tfds.decode.DeserializeMethod.RAW_BYTES
             source = builder.as_data_source(split=self.split, deserialize_method=raw)
-            return source, np.dtype(builder.info.features["tokens"].np_dtype)
-        except Exception as e:  # TFDS, protobuf and json each raise their own
-            raise UserError(
-                f"the data set {self.path} cannot be opened ({_first_line(e)}); build the data set again."
-            ) from e
+            return source, np.dtype(builder.info.features["tokens"].np_dtype), shards
+        except Exception as e:
+            raise self._unopened(e) from e
+
+    def _unopened(self, e: Exception) -> UserError:
+        return UserError(f"the data set {self.path} cannot be opened ({_first_line(e)}); build the data set again.")
+
+    def _damaged(self, shard: str, how: str) -> UserError:
+        return UserError(
+            f"the shard {shard} of the data set is damaged ({how}); `python -m pretrain_data repair {self.path}` "
+            "rebuilds it from its sources."
+        )
 
     def _check_counts(self, manifest: dict[str, Any]) -> None:
         """Compares shards and index with each other and with the manifest."""
+        per_record, per_document = self.sentences_per_record, self.records_per_document
         counts = {
-            "records": (len(self._source), len(self.sentences_per_record)),
-            "sentences": (int(self.sentences_per_record.sum(dtype=np.int64)), len(self.sentence_lengths)),
-            "documents": (len(self.records_per_document), len(self.records_per_document)),
+            "records": (len(self._source), len(per_record), int(per_document.sum(dtype=np.int64))),
+            "documents": (len(per_document),),
+            "sentences": (int(per_record.sum(dtype=np.int64)), len(self.sentence_lengths)),
             "tokens": (int(self.unigrams.sum()), int(self.sentence_lengths.sum(dtype=np.int64))),
         }
         for name, found in counts.items():
-            if len({*found, manifest[name]}) > 1:
+            every = [*found, manifest[name]]
+            if len(set(every)) > 1:
                 raise UserError(
                     f"the files of the data set {self.path} do not belong together (its {self.split} split has "
-                    f"{found[0]}, {found[1]} or {manifest[name]} {name}); build the data set again."
+                    f"{', '.join(map(str, every[:-1]))} or {every[-1]} {name}); build the data set again."
                 )
+        ends = np.cumsum(list(self.sources.values()))
+        if ends[-1] != len(per_record) or not np.isin(ends, self.document_records).all():
+            raise UserError(
+                f"the files of the data set {self.path} do not belong together (the sources of its {self.split} split "
+                f"have {self.sources} records, of {len(per_record)}); build the data set again."
+            )
 
     def _index(self, name: str) -> np.ndarray:
         file = self.path / "index" / f"{self.split}.{name}.npy"
@@ -122,6 +151,42 @@ class TextStore:
             return map_array(file)
         except (OSError, ValueError) as e:
             raise UserError(f"the data set's index {file} cannot be read ({e}); build the data set again.") from e
+
+    @functools.cached_property
+    def record_sentences(self) -> np.ndarray:
+        """int64 [records + 1], the sentence with which each record begins, then the number of sentences."""
+        return bounds(self.sentences_per_record)
+
+    @functools.cached_property
+    def document_records(self) -> np.ndarray:
+        """int64 [documents + 1], the record with which each document begins, then the number of records."""
+        return bounds(self.records_per_document)
+
+    @functools.cached_property
+    def record_begins(self) -> np.ndarray:
+        """int64 [records + 1], the token with which each record begins, then the number of tokens."""
+        if not len(self.sentences_per_record):
+            return np.zeros(1, np.int64)
+        return bounds(np.add.reduceat(self.sentence_lengths, self.record_sentences[:-1], dtype=np.int64))
+
+    @functools.cached_property
+    def document_begins(self) -> np.ndarray:
+        """int64 [documents + 1], the token with which each document begins, then the number of tokens."""
+        return self.record_begins[self.document_records]
+
+    @functools.cached_property
+    def document_sentences(self) -> np.ndarray:
+        """int64 [documents + 1], the sentence with which each document begins, then the number of sentences."""
+        return self.record_sentences[self.document_records]
+
+    def sentence_begins(self, sentences: np.ndarray) -> np.ndarray:
+        """int64 [K], the tokens with which K sentences, int64 [K] ordinals in the split, begin."""
+        records = np.searchsorted(self.record_sentences, sentences, side="right") - 1
+        before = sentences - self.record_sentences[records]
+        lengths = self.sentence_lengths[ranges(self.record_sentences[records], before)]
+        sums = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        ends = np.cumsum(before)
+        return self.record_begins[records] + sums[ends] - sums[ends - before]
 
     def read(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Reads records.
@@ -135,21 +200,44 @@ class TextStore:
         Raises:
           UserError: where a shard is damaged or is not the one that the index was made from.
         """
+        try:
+            tokens = self._tokens(records)
+        except Exception as e:  # array_record raises RuntimeError or ValueError, protobuf its own
+            raise self._damaged(self._shard_of(self._first_unreadable(records)), _first_line(e)) from e
+        offsets = bounds([len(t) for t in tokens])
+        wrong = np.flatnonzero(np.diff(offsets) != self.record_begins[records + 1] - self.record_begins[records])
+        if wrong.size:
+            shard = self._shard_of(int(records[wrong[0]]))
+            raise self._damaged(shard, "its records are not as long as the index says")
+        return np.concatenate(tokens).astype(np.int32) if tokens else np.zeros(0, np.int32), offsets
+
+    def _tokens(self, records: np.ndarray) -> list[np.ndarray]:
         # Only the tokens are decoded, and here: TFDS's decoding of all four features takes four times as long.
         parse = tf_example_pb2.Example.FromString
-        try:
-            serialised = self._source.__getitems__([int(i) for i in records])
-            ids = [parse(record).features.feature["tokens"].bytes_list.value[0] for record in serialised]
-            tokens = [np.frombuffer(i, self._dtype) for i in ids]
-        except Exception as e:  # array_record raises RuntimeError or ValueError, protobuf its own
-            raise UserError(
-                f"a {self.split} shard of the data set {self.path} is damaged ({_first_line(e)}); build the data set "
-                "again."
-            ) from e
-        offsets = np.concatenate([[0], np.cumsum([len(t) for t in tokens], dtype=np.int64)])
-        if not np.array_equal(np.diff(offsets), self._record_tokens[records]):
-            raise UserError(
-                f"{self.split} records of the data set {self.path} are not as long as its index says; build the data "
-                "set again."
-            )
-        return np.concatenate(tokens).astype(np.int32) if tokens else np.zeros(0, np.int32), offsets
+        serialised = self._source.__getitems__([int(i) for i in records])
+        ids = [parse(record).features.feature["tokens"].bytes_list.value[0] for record in serialised]
+        return [np.frombuffer(i, self._dtype) for i in ids]
+
+    def _first_unreadable(self, records: np.ndarray) -> int:
+        """The first of some records that cannot be read by itself; the first of all, where each can."""
+        for record in records:
+            try:
+                self._tokens(np.array([record]))
+            except Exception:
+                return int(record)
+        return int(records[0])
+
+    def _shard_of(self, record: int) -> str:
+        place = np.searchsorted(np.cumsum(list(self._shards.values())), record, side="right")
+        return list(self._shards)[int(place)]
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The integers start, ..., start + length - 1 of each pair, one run after the other."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def bounds(counts: Any) -> np.ndarray:
+    """int64 [N + 1]: where each of N consecutive runs begins, then where the last one ends."""
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])

@@ -22,12 +22,14 @@ class Vocabulary:
     Attributes:
       size: V.
       sha256: of the SentencePiece model file.
+      pieces: the V pieces as text.
       starts_word: bool [V], pieces at which a word begins: those that start with "▁", and bare punctuation.
       replacements: int32, the ids that may replace a masked word at random: all but the special and control pieces.
     """
 
     size: int
     sha256: str
+    pieces: tuple[str, ...]
     starts_word: np.ndarray
     replacements: np.ndarray
 
@@ -53,6 +55,7 @@ class Vocabulary:
         return cls(
             size=len(pieces),
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            pieces=tuple(pieces),
             starts_word=np.array([piece.startswith("▁") or is_punctuation(piece) for piece in pieces]),
             replacements=np.array(ordinary, np.int32),
         )

@@ -12,6 +12,7 @@ import numpy as np
 
 from albert_jax.errors import UserError
 
+_BEYOND_MARKS = 0x20000  # no character from here on combines with another; to go through all takes a third of a second
 Span = tuple[int, int]  # first character and the one past the last
 
 
@@ -142,14 +143,14 @@ class Cleaning:
 def _without_marks(text: str) -> str:
     """The text without characters that combine with one before them (those of a combining class other than 0)."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    marks = _is_mark()[codes]
+    marks = _is_mark()[np.minimum(codes, _BEYOND_MARKS)]
     return codes[~marks].tobytes().decode("utf-32-le", "surrogatepass") if marks.any() else text
 
 
 @functools.cache
 def _is_mark() -> np.ndarray:
-    """bool, for each code point."""
-    return np.array([unicodedata.combining(chr(code)) > 0 for code in range(sys.maxunicode + 1)])
+    """bool, for each code point up to `_BEYOND_MARKS`."""
+    return np.array([unicodedata.combining(chr(code)) > 0 for code in range(_BEYOND_MARKS + 1)])
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from albert_jax.data.stream import IGNORED, Batch, PretrainingStream
+from albert_jax.data.stream import IGNORED, Batch, Stream
 from albert_jax.model import Parameters
 from albert_jax.training.objective import Totals
 from albert_jax.training.sharding import place_batch
@@ -51,7 +51,7 @@ class Evaluator:
 
     def __init__(
         self,
-        stream: PretrainingStream,
+        stream: Stream,
         *,
         rows: int,
         batch_rows: int,
@@ -60,7 +60,7 @@ class Evaluator:
         mesh: Mesh,
     ):
         self._stream, self._batch_rows, self._step, self._mesh = stream, batch_rows, eval_step, mesh
-        self._rows = min(rows, stream.plan.rows) if rows else stream.plan.rows
+        self._rows = min(rows, stream.rows) if rows else stream.rows
         self._unigrams, self._unigram_loss = unigrams, math.nan
 
     def __call__(self, params: Parameters, give_up: Callable[[], bool] = lambda: False) -> dict[str, float] | None:

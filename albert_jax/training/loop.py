@@ -5,8 +5,8 @@ import collections
 import dataclasses
 import logging
 import math
+import os
 import pathlib
-import shutil
 import time
 from typing import Any
 
@@ -19,11 +19,16 @@ from jax.sharding import Mesh
 
 from albert_jax.config import AlbertConfig
 from albert_jax.data.loader import Loader
+from albert_jax.data.masking import MaskRule
+from albert_jax.data.mixture import Mixture, source_weights
+from albert_jax.data.parity import GoogleStream, check_google, google_rule
 from albert_jax.data.plan import PlanSettings, cached_plan
+from albert_jax.data.staging import staged
 from albert_jax.data.store import TextStore, read_manifest
-from albert_jax.data.stream import PretrainingStream
+from albert_jax.data.stream import BORROWING, PretrainingStream, Stream
 from albert_jax.data.vocabulary import Vocabulary
 from albert_jax.errors import UserError
+from albert_jax.remote import directory
 from albert_jax.training.checkpoint import Checkpoints, claim_workdir, versions
 from albert_jax.training.evaluation import Evaluator
 from albert_jax.training.initialization import starting_parameters
@@ -51,6 +56,7 @@ _LEAST = {
     "optimizer.weight_decay": 0,
 }
 _POSITIVE = ("optimizer.learning_rate", "optimizer.decay_power", "optimizer.eps", "optimizer.clip_norm")
+LEAST_WORD_STARTS = 0.1  # share of tokens; text with spaces has 0.6 and more
 EVALUATION_SEED = 0  # no part of the config: runs with other seeds are compared on the same masks
 
 
@@ -59,12 +65,15 @@ EVALUATION_SEED = 0  # no part of the config: runs with other seeds are compared
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The two streams of a data set, its vocabulary, and the training split's token counts."""
+    """A data set's directory on this machine, two streams, its vocabulary, the training split's token counts, and the
+    mixture of its sources where there are several."""
 
-    train: PretrainingStream
-    validation: PretrainingStream
+    path: pathlib.Path
+    train: Stream
+    validation: Stream
     vocabulary: Vocabulary
     unigrams: np.ndarray
+    mixture: Mixture | None
 
 
 def open_data(config: ml_collections.ConfigDict) -> Data:
@@ -73,8 +82,7 @@ def open_data(config: ml_collections.ConfigDict) -> Data:
     Raises:
       UserError: where it does not fit the config.
     """
-    path = pathlib.Path(config.data.path)
-    read_manifest(config.data.path)
+    path = staged(config.data.path)
     vocabulary = Vocabulary.load(path / "spiece.model")
     if vocabulary.size != config.model.vocab_size:
         raise UserError(
@@ -86,31 +94,71 @@ def open_data(config: ml_collections.ConfigDict) -> Data:
             f"data.sequence_length {config.data.sequence_length} exceeds model.max_position_embeddings "
             f"{config.model.max_position_embeddings}; lower the one or raise the other."
         )
+    streams = {split: _open_stream(config, TextStore(path, split), vocabulary) for split in ("train", "validation")}
+    for split, stream in streams.items():
+        _log.info("%s: %s.", split, stream.describe())
+    _warn_of_long_words(config, vocabulary, streams["train"].unigrams)
+    train, validation = streams["train"], streams["validation"]
+    mixture = train.mixture if isinstance(train, PretrainingStream) and len(train.store.sources) > 1 else None
+    return Data(path, train, validation, vocabulary, train.unigrams, mixture)
+
+
+def _open_stream(config: ml_collections.ConfigDict, store: TextStore, vocabulary: Vocabulary) -> Stream:
+    """The stream of a split: shuffled and weighted for training, fixed and each row once for validation."""
+    training = store.split == "train"
+    seed = config.seed if training else EVALUATION_SEED
+    weights = source_weights(config.data.weights, store.weights) if training else None
     settings = PlanSettings(
         slots=config.data.sequence_length,
         examples=config.data.examples_per_row,
         mask_slots=config.masking.slots,
         mask_rate=config.masking.rate,
         short_fraction=config.data.short_fraction,
+        mask_count=config.masking.count,
+        pair_singles=config.data.sentence_order in BORROWING,
     )
-    streams = {}
-    for split, seed in (("train", config.seed), ("validation", EVALUATION_SEED)):
-        store = TextStore(path, split)
-        plan = cached_plan(store, vocabulary.starts_word, settings)
-        _log.info("%s: %s.", split, plan.describe(settings))
-        streams[split] = PretrainingStream(
+    masking = {
+        "rate": config.masking.rate,
+        "count": config.masking.count,
+        "longest_ngram": config.masking.max_ngram,
+        "whole_word": config.masking.whole_word,
+    }
+    if config.data.recipe == "google":
+        check_google(config.data.sentence_order, config.masking.corrupt_by, weights)
+        return GoogleStream(
             store,
-            plan,
             settings,
-            vocabulary,
+            google_rule(vocabulary, **masking),
             seed=seed,
-            longest_ngram=config.masking.max_ngram,
-            shuffle=split == "train",
+            next_sentence=config.data.sentence_order == "nsp",
+            shuffle=training,
         )
-    return Data(streams["train"], streams["validation"], vocabulary, streams["train"].store.unigrams)
+    if config.data.recipe != "clean":
+        raise UserError(f"data.recipe must be 'clean' or 'google', not {config.data.recipe!r}.")
+    return PretrainingStream(
+        store,
+        cached_plan(store, vocabulary.starts_word, settings),
+        settings,
+        MaskRule.paper(vocabulary, **masking, corrupt_by=config.masking.corrupt_by),
+        seed=seed,
+        sentence_order=config.data.sentence_order,
+        weights=weights,
+        shuffle=training,
+    )
 
 
-def rows_per_step(config: ml_collections.ConfigDict, stream: PretrainingStream, devices: int) -> int:
+def _warn_of_long_words(config: ml_collections.ConfigDict, vocabulary: Vocabulary, unigrams: np.ndarray) -> None:
+    """Says so where words are so long that masking whole ones is senseless, as in text without spaces."""
+    share = unigrams[vocabulary.starts_word].sum() / max(1, unigrams.sum())
+    if config.masking.whole_word and share < LEAST_WORD_STARTS:
+        _log.warning(
+            "only %.1f %% of the tokens begin a word, so words are long runs of text and those longer than the mask "
+            "budget are never masked; pass --config.masking.whole_word=False to mask n-grams of pieces.",
+            100 * share,
+        )
+
+
+def rows_per_step(config: ml_collections.ConfigDict, stream: Stream, devices: int) -> int:
     """How many rows one optimizer step consumes.
 
     A batch that is given in examples is turned into rows by the plan's mean, rounded to a power of two or a small
@@ -124,7 +172,7 @@ def rows_per_step(config: ml_collections.ConfigDict, stream: PretrainingStream, 
         raise UserError(f"batch must be a positive size in 'rows' or 'examples', not {size} {unit!r} in {parts} parts.")
     rows = size
     if unit == "examples":
-        exact = max(1.0, size / stream.plan.examples_per_row)
+        exact = max(1.0, size / stream.examples_per_row)
         grain = 2 ** max(0, int(math.log2(exact)) - 5)
         rows = max(1, round(exact / grain)) * grain
         _log.info("a batch of %s examples is %s rows.", f"{size:,}", f"{rows:,}")
@@ -134,9 +182,9 @@ def rows_per_step(config: ml_collections.ConfigDict, stream: PretrainingStream, 
             f"a batch of {rows} rows cannot be split over {devices} devices x {parts} micro-batches; pass "
             f"--config.batch.unit=rows --config.batch.size={fitting}, or change mesh.data or batch.accumulation."
         )
-    if rows > stream.plan.rows:
+    if rows > stream.rows:
         raise UserError(
-            f"the training split has {stream.plan.rows} rows of {config.data.sequence_length} slots, fewer than the "
+            f"the training split has {stream.rows} rows of {config.data.sequence_length} slots, fewer than the "
             f"batch's {rows}; lower batch.size or build the data set from more text."
         )
     return rows
@@ -168,10 +216,10 @@ def _identity(config: ml_collections.ConfigDict, data: Data, rows: int, mesh: Me
     return {
         "config": config.to_dict(),
         "model": config.model.to_dict(),
-        "data": read_manifest(config.data.path),
-        "data_fingerprint": data.train.store.fingerprint,
+        "data": read_manifest(data.path),
+        "data_fingerprint": data.train.fingerprint,
         "vocabulary_sha256": data.vocabulary.sha256,
-        "plan": data.train.plan.digest,
+        "plan": data.train.digest,
         "rows_per_step": rows,
         "versions": versions(mesh),
     }
@@ -182,15 +230,16 @@ class Run:
 
     Args:
       config: resolved, see `albert_jax.training.recipe`.
-      workdir: receives everything that the run leaves behind, and is where it resumes from.
+      workdir: receives everything that the run leaves behind, and is where it resumes from; it may be in an object
+        store.
 
     Raises:
       UserError: where config, data and workdir do not fit together.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path):
+    def __init__(self, config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]):
         check_numbers(config)
-        self.config, self.workdir = config, workdir
+        self.config, self.workdir = config, directory(workdir)
         self.data = open_data(config)
         self.mesh: Mesh = make_mesh(config.mesh.data)
         self.rows = rows_per_step(config, self.data.train, self.mesh.size)
@@ -215,9 +264,9 @@ class Run:
         self._read_sums = make_read_sums(config, self.mesh)
 
     def _copy_vocabulary(self) -> None:
-        source, target = pathlib.Path(self.config.data.path) / "spiece.model", self.workdir / "spiece.model"
+        source, target = self.data.path / "spiece.model", self.workdir / "spiece.model"
         if not target.is_file() or target.read_bytes() != source.read_bytes():  # a full disk must not cost the old one
-            shutil.copyfile(source, target)
+            target.write_bytes(source.read_bytes())
 
     def _restore_or_start(self) -> tuple[TrainState, int]:
         shapes = jax.eval_shape(lambda: initial_state(self.config, initial_parameters(self.config), self.mesh))
@@ -253,7 +302,7 @@ class Run:
 
     def _loop(self, loader: Loader, interruption: Interruption) -> bool:
         c, saved = self.config, self.step
-        evaluated = last_evaluation(self.workdir)
+        evaluated = last_evaluation(self.telemetry.directory)
         tokens, waited, began = 0, loader.waited, time.perf_counter()
         batches, in_flight = iter(loader), collections.deque[jax.Array]()
         while True:
@@ -291,11 +340,14 @@ class Run:
         """Ends a log interval; what it measured is printed at the end of the next one."""
         means, self.state = self._read_sums(self.state)
         host = {
-            "epoch": self.position / self.data.train.plan.rows,
+            "epoch": self.data.train.epoch(self.position),
+            "position": self.position,
             "tokens": tokens,
             "seconds": seconds,
             "input_wait_seconds": wait,
         }
+        if self.data.mixture is not None:
+            host |= {f"epoch/{name}": e for name, e in self.data.mixture.source_epochs(self.position).items()}
         self.telemetry.log(self.step, means, host)
 
     def _evaluate(self, interruption: Interruption) -> bool:

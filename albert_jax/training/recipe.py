@@ -45,12 +45,18 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.data.sequence_length = 512  # S, slots in a row, special tokens included
     c.data.examples_per_row = 8  # P, most examples packed into a row; 1 switches packing off
     c.data.short_fraction = 0.1  # share of examples that aim at a random shorter length (paper, section 4.1)
+    c.data.recipe = "clean"  # 'clean': what the paper means; 'google': its pipeline quirk for quirk (data/parity.py)
+    c.data.sentence_order = "sop"  # 'sop' (paper), 'sop_parity' (Google's), 'nsp' or 'none'; see PretrainingStream
+    c.data.weights = ""  # 'wiki=1,books=2.5': how often an epoch has a source; the others as the data set says
     c.data.prefetch = 2  # batches prepared ahead by the loader's thread
 
     c.masking = ml_collections.ConfigDict()
     c.masking.rate = 0.15  # share of an example's tokens that are predicted
+    c.masking.count = 0  # most tokens that are predicted in an example (Google's max_predictions_per_seq); 0: no limit
     c.masking.slots = 80  # M, mask slots in a row, at least rate * S; more than that let short examples share it
     c.masking.max_ngram = 3  # longest masked span in words; p(n) is proportional to 1/n (paper, section 3.1)
+    c.masking.whole_word = True  # False takes each piece as a word: for text without spaces between words
+    c.masking.corrupt_by = "token"  # [MASK] 80 %, itself 10 %, a random piece 10 %: drawn for each 'token' or 'span'
 
     c.batch = ml_collections.ConfigDict()
     c.batch.size = 4096  # what one optimizer step consumes, in `unit`

@@ -5,14 +5,15 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+from collections.abc import Sequence
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
 
 
-def print_header() -> None:
+def print_header(packages: Sequence[str] = PACKAGES) -> None:
     """Prints the processor, the cores this process may use, and the versions of what is measured."""
     versions = []
-    for name in PACKAGES:
+    for name in packages:
         try:
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
