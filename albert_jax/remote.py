@@ -155,7 +155,7 @@ def check_bucket(path: str | os.PathLike[str]) -> None:
     Raises:
       UserError: the bucket is missing, or its metadata may not be read (the permission storage.buckets.get).
     """
-    from google.cloud import storage
+    from google.cloud import storage  # type: ignore[attr-defined]
 
     with named_refusals(path):
         storage.Client().get_bucket(os.fspath(path).split("/")[2])

@@ -235,7 +235,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _tfrecords(arguments: argparse.Namespace) -> int:
     from albert_jax.data.google_words import google_starts_word
     from albert_jax.data.staging import staged
-    from albert_jax.training.loop import open_data
+    from albert_jax.training.data import open_data
     from pretrain_data.recipes import load_recipe
     from pretrain_data.show import with_data
     from pretrain_data.tfrecords import write_tfrecords

@@ -26,8 +26,8 @@ from albert_jax.data.store import TextStore, bounds, ranges, read_manifest
 from albert_jax.data.stream import BORROWING, Stream
 from albert_jax.data.vocabulary import MASK, UNK, Vocabulary
 from albert_jax.errors import UserError
+from albert_jax.training.data import open_data
 from albert_jax.training.evaluation import wilson_interval
-from albert_jax.training.loop import open_data
 from albert_jax.training.recipe import RESUMABLE_FIELDS
 from pretrain_data.show import LABEL_ONE, with_data
 
@@ -270,6 +270,7 @@ class _Part(TextStore):
         self.sentences_per_record = store.sentences_per_record[self._records]
         sentences = ranges(store.record_sentences[self._records], self.sentences_per_record)
         self.sentence_lengths = store.sentence_lengths[sentences]
+        self.continued_sentences = np.zeros(0, np.int64)  # too few to show in a picture of lengths
         self.sources = _count_sources(store, self._records)
 
     def read(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -348,7 +349,7 @@ def measure(config: ml_collections.ConfigDict) -> Numbers:
       UserError: where data set and recipe do not fit together.
     """
     opened = open_data(config)
-    store, length = TextStore(opened.path, "train"), config.data.sequence_length
+    store, length = TextStore(config.data.path, "train"), config.data.sequence_length
     rows = max(1, min(opened.train.rows, SAMPLE_SLOTS // length))
     sample = read_sample(opened.train, rows, word_starts(config, opened.vocabulary))
     padding = [Padding(length, sample.padding_unpacked, sample.padding)]

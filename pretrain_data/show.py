@@ -18,7 +18,7 @@ from albert_jax.data.rows import IGNORED, Batch
 from albert_jax.data.store import read_manifest
 from albert_jax.data.vocabulary import MASK
 from albert_jax.errors import UserError
-from albert_jax.training.loop import Data, open_data, rows_per_step
+from albert_jax.training.data import Data, open_data, rows_per_step
 
 # What label 1 means, by data.sentence_order; 'none' has no labels.
 LABEL_ONE = {

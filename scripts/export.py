@@ -22,6 +22,7 @@ from albert_jax.convert.huggingface import save_checkpoint, unshared
 from albert_jax.convert.model_card import model_card
 from albert_jax.convert.whole_directory import is_taken, whole_directory
 from albert_jax.errors import UserError
+from albert_jax.remote import Spool, directory, is_remote
 from albert_jax.tokenization import AlbertTokenizer
 
 
@@ -59,7 +60,9 @@ def export(
     flat, config = traverse_util.flatten_dict(params, sep="/"), AlbertConfig.from_dict(meta["model"])
     if unshare:
         flat, config = unshared(flat, config)
-    tokenizer = _tokenizer(workdir / "spiece.model", meta)
+    files = Spool(workdir)  # the workdir itself, unless it is in an object store
+    files.fetch("spiece.model")
+    tokenizer = _tokenizer(files.local / "spiece.model", meta)
     card = model_card(
         out.resolve().name, meta, _last_evaluation(read_metrics(workdir), meta["step"]), meta["versions"]["albert_jax"]
     )
@@ -76,8 +79,12 @@ def _check_out(out: pathlib.Path, workdir: pathlib.Path, overwrite: bool) -> Non
         return
     if not overwrite:
         raise UserError(f"{out} exists and is not an empty directory; choose another --out or give --overwrite.")
-    if not (out / "model.safetensors").is_file() or workdir.resolve().is_relative_to(out.resolve()):
+    if not (out / "model.safetensors").is_file() or _is_within(workdir, out):
         raise UserError(f"{out} is not an earlier export, and --overwrite replaces nothing else; choose another --out.")
+
+
+def _is_within(workdir: pathlib.Path, out: pathlib.Path) -> bool:
+    return not is_remote(workdir) and workdir.resolve().is_relative_to(out.resolve())
 
 
 def _tokenizer(file: pathlib.Path, meta: dict[str, Any]) -> AlbertTokenizer:
@@ -105,7 +112,7 @@ def _last_evaluation(records: list[dict[str, Any]], step: int) -> dict[str, Any]
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of the training run")
+    parser.add_argument("--workdir", type=directory, required=True, help="of the training run")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="directory to make")
     parser.add_argument("--step", type=int, help="checkpoint to export (default: the newest)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export at --out")

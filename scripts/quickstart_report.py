@@ -59,13 +59,13 @@ def probe(workdir: pathlib.Path) -> float:
     from ml_collections import ConfigDict
     from sklearn.linear_model import LogisticRegression
 
-    from albert_jax.data.stream import IGNORED, PretrainingStream
-    from albert_jax.training.loop import open_data
+    from albert_jax.data.stream import IGNORED, Stream
+    from albert_jax.training.data import open_data
 
     data = open_data(ConfigDict(json.loads((workdir / "run.json").read_text(encoding="utf-8"))["config"]))
 
-    def features(stream: PretrainingStream) -> tuple[Any, np.ndarray]:
-        batch = stream.batch(0, stream.plan.rows)
+    def features(stream: Stream) -> tuple[Any, np.ndarray]:
+        batch = stream.batch(0, stream.rows)
         ids, pieces = batch.input_ids.copy(), data.vocabulary.size
         row, slot = np.nonzero(batch.mlm_labels != IGNORED)
         ids[row, batch.mlm_positions[row, slot]] = batch.mlm_labels[row, slot]

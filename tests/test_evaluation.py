@@ -13,8 +13,8 @@ from scipy import stats
 
 from albert_jax.data.stream import IGNORED, Batch
 from albert_jax.training.checkpoint import load_parameters
+from albert_jax.training.data import open_data
 from albert_jax.training.evaluation import EvalStep, Evaluator, unigram_loss, wilson_interval
-from albert_jax.training.loop import open_data
 from albert_jax.training.objective import evaluate_rows, zero_totals
 from albert_jax.training.sharding import make_mesh
 from albert_jax.training.step import abstract_model, make_eval_step
@@ -59,7 +59,7 @@ class Setting:
         self.data = open_data(self.config)
         self.params = load_parameters(workdir)[0]
         self.stream = self.data.validation
-        self.rows = self.stream.plan.rows
+        self.rows = self.stream.rows
         self._steps: dict[int, EvalStep] = {}
         model = abstract_model(self.config)
         one = jax.jit(lambda params, row: evaluate_rows(model, params, row))

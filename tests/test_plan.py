@@ -142,6 +142,16 @@ def test_an_example_runs_over_the_records_of_its_document() -> None:
     assert plan.example_begins.tolist() == [0, 91, 182, 273, 350, 420]
 
 
+@pytest.mark.parametrize("slots", [64, 512, 4096])
+def test_what_the_builder_cut_because_it_was_longer_than_a_record_is_never_paired_with_itself(slots: int) -> None:
+    records = numbered([[5, 7, 2000], [2048], [300, 9, 8], [6, 6]])
+    store = MemoryStore(records, documents=[3, 1], continued=[3, 4])  # 2000, 2048 and 300 are one sentence
+    plan = make_plan(store, np.ones(9999, bool), PlanSettings(slots, 1, slots, 0.15, 0.0))
+    together = [example for example in examples_of(plan) if len(example) > 1]
+    begins = store.sentence_begins(np.array([2, 5]))
+    assert together and not any(begins[0] <= begin < begins[1] for example in together for begin, _ in example)
+
+
 @pytest.mark.parametrize("rows", [1, 3, 1024])
 def test_a_long_document_is_planned_in_runs_of_many_rows_and_in_blocks_without_losing_a_sentence(
     rows: int, monkeypatch: pytest.MonkeyPatch

@@ -21,7 +21,7 @@ from albert_jax.data.store import TextStore, read_manifest
 from albert_jax.data.stream import BORROWING, SENTENCE_ORDERS
 from albert_jax.data.vocabulary import MASK, UNK
 from albert_jax.errors import UserError
-from albert_jax.training.loop import Data, open_data
+from albert_jax.training.data import Data, open_data
 from albert_jax.training.recipe import pretraining
 from pretrain_data import report as reports
 from pretrain_data.report import report

@@ -57,6 +57,7 @@ def test_ids_above_two_bytes_are_read_whole(tmp_path: pathlib.Path) -> None:
         "sentence_lengths": lengths,
         "sentences_per_record": np.array([2]),
         "records_per_document": np.array([1]),
+        "continued_sentences": np.zeros(0, np.int64),
         "unigrams": np.bincount(tokens),
     }
     (tmp_path / "index").mkdir()
@@ -100,7 +101,9 @@ def test_a_manifest_of_another_format_is_refused(copy: pathlib.Path, content: st
         TextStore(copy, "train")
 
 
-@pytest.mark.parametrize("name", ["sentence_lengths", "sentences_per_record", "records_per_document", "unigrams"])
+@pytest.mark.parametrize(
+    "name", ["sentence_lengths", "sentences_per_record", "records_per_document", "continued_sentences", "unigrams"]
+)
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "magic", "header"])
 def test_an_index_file_that_cannot_be_read_is_named(copy: pathlib.Path, name: str, damage: str) -> None:
     file = copy / "index" / f"train.{name}.npy"

@@ -23,7 +23,7 @@ from albert_jax.data.store import TextStore
 from albert_jax.data.stream import BORROWING, Batch, PretrainingStream
 from albert_jax.data.vocabulary import Vocabulary
 from albert_jax.errors import UserError
-from albert_jax.training.loop import open_data
+from albert_jax.training.data import open_data
 from albert_jax.training.recipe import pretraining
 from tests.text_store import (
     FIRST,

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import pathlib
 import pydoc_data.topics
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +47,7 @@ class MemoryStore(TextStore):
       path: where plans are kept.
       documents: how many records each document has; without it, each record is a document.
       sources: name -> number of records and weight.
+      continued: sentences that go on where a longer one was cut.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class MemoryStore(TextStore):
         *,
         documents: list[int] | None = None,
         sources: dict[str, tuple[int, float]] | None = None,
+        continued: Sequence[int] = (),
     ):
         self.records, self.path, self.split = records, path, "train"
         self.sentence_lengths = np.array([len(s) for record in records for s in record], np.uint16)
         self.sentences_per_record = np.array([len(record) for record in records], np.int32)
         self.records_per_document = np.array(documents or [1] * len(records), np.int32)
+        self.continued_sentences = np.array(continued, np.int64)
         sources = sources or {"text": (len(records), 1.0)}
         self.sources = {name: count for name, (count, _) in sources.items()}
         self.weights = {name: weight for name, (_, weight) in sources.items()}

@@ -205,14 +205,20 @@ def _units(
     lengths = store.sentence_lengths[first:end].astype(np.int64)
     runs = store.record_sentences[block] - first
     long = np.flatnonzero(lengths > budget)
-    if not long.size:
+    # What the builder had to cut because it was longer than a record are parts of one sentence too.
+    cut = np.concatenate([store.continued_sentences - 1, store.continued_sentences]) - first
+    cut = cut[(cut >= 0) & (cut < len(lengths))]
+    if not long.size and not cut.size:
         return lengths, runs, 0
     parts = _parts(store, starts_word, budget, first + long)
     counts = np.ones(len(lengths), np.int64)
     counts[long] = [len(p) for p in parts]
-    alone = np.repeat(lengths > budget, counts)
+    single = lengths > budget
+    single[cut] = True
+    alone = np.repeat(single, counts)
+    places = np.repeat(lengths > budget, counts)
     lengths = np.repeat(lengths, counts)
-    lengths[alone] = np.concatenate(parts)
+    lengths[places] = np.concatenate([np.zeros(0, np.int64), *parts])
     begins = np.append(True, alone[1:] | alone[:-1])
     begins[bounds(counts)[runs[:-1]]] = True
     return lengths, np.append(np.flatnonzero(begins), len(lengths)), long.size

@@ -69,6 +69,7 @@ class TextStore:
       sentence_lengths: uint16 [sentences], tokens in each sentence of the split, in order.
       sentences_per_record: int32 [records].
       records_per_document: int32 [documents].
+      continued_sentences: int64, ascending, the sentences that go on where one too long for a record was cut.
       unigrams: int64 [V], how often each id occurs in the split.
       sources: name -> how many records of the split it has, in order, without those that have none.
       weights: name -> how often a source is to be seen in an epoch of training, as the data set was built.
@@ -87,6 +88,7 @@ class TextStore:
         self.sentence_lengths = self._index("sentence_lengths")
         self.sentences_per_record = self._index("sentences_per_record")
         self.records_per_document = self._index("records_per_document")
+        self.continued_sentences = self._index("continued_sentences")
         self.unigrams = self._index("unigrams")
         sources = {name: int(source["records"]) for name, source in counts.get("sources", {}).items()}
         self.sources = {name: records for name, records in sources.items() if records} or {"text": counts["records"]}

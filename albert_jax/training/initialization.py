@@ -14,7 +14,9 @@ from albert_jax.convert.google import load_google_checkpoint
 from albert_jax.convert.huggingface import Checkpoint, fit, read_checkpoint
 from albert_jax.errors import UserError
 from albert_jax.model import Parameters
+from albert_jax.remote import directory
 from albert_jax.training.checkpoint import load_parameters
+from albert_jax.training.data import vocabulary_file
 from albert_jax.training.step import initial_parameters
 
 _log = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ def starting_parameters(config: ml_collections.ConfigDict) -> Parameters:
     fresh = initial_parameters(config)
     if not config.init_from:
         return fresh
-    source = pathlib.Path(config.init_from)
+    source = directory(config.init_from)
     if (source / "checkpoints").is_dir():
         given, meta = load_parameters(source)
         architecture, vocabulary = AlbertConfig.from_dict(meta["config"]["model"]), meta["vocabulary_sha256"]
@@ -54,7 +56,7 @@ def starting_parameters(config: ml_collections.ConfigDict) -> Parameters:
         vocabulary = None if google.vocabulary is None else hashlib.sha256(google.vocabulary).hexdigest()
         given = _fitting(Checkpoint(google.tensors, google.source, str), fresh)
         _log.info("starting from Google's checkpoint %s, with a fresh optimizer.", google.source)
-    _check_vocabulary(vocabulary, _vocabulary_of(pathlib.Path(config.data.path)), source)
+    _check_vocabulary(vocabulary, _vocabulary_of(vocabulary_file(config).parent), source)
     _check_arithmetic(architecture, AlbertConfig.from_dict(config.model.to_dict()), source)
     return _overlay(fresh, given, source)
 

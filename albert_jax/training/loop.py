@@ -2,11 +2,9 @@
 """The training run: data, mesh, state, then step, log, evaluate and save until the end or an interruption."""
 
 import collections
-import dataclasses
 import logging
 import math
 import os
-import pathlib
 import time
 from typing import Any
 
@@ -19,17 +17,10 @@ from jax.sharding import Mesh
 
 from albert_jax.config import AlbertConfig
 from albert_jax.data.loader import Loader
-from albert_jax.data.masking import MaskRule
-from albert_jax.data.mixture import Mixture, source_weights
-from albert_jax.data.parity import GoogleStream, check_google, google_rule
-from albert_jax.data.plan import PlanSettings, cached_plan
-from albert_jax.data.staging import staged
-from albert_jax.data.store import TextStore, read_manifest
-from albert_jax.data.stream import BORROWING, PretrainingStream, Stream
-from albert_jax.data.vocabulary import Vocabulary
 from albert_jax.errors import UserError
 from albert_jax.remote import directory
 from albert_jax.training.checkpoint import Checkpoints, claim_workdir, versions
+from albert_jax.training.data import Data, open_data, rows_per_step
 from albert_jax.training.evaluation import Evaluator
 from albert_jax.training.initialization import starting_parameters
 from albert_jax.training.interruption import Interruption
@@ -56,138 +47,6 @@ _LEAST = {
     "optimizer.weight_decay": 0,
 }
 _POSITIVE = ("optimizer.learning_rate", "optimizer.decay_power", "optimizer.eps", "optimizer.clip_norm")
-LEAST_WORD_STARTS = 0.1  # share of tokens; text with spaces has 0.6 and more
-EVALUATION_SEED = 0  # no part of the config: runs with other seeds are compared on the same masks
-
-
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """A data set's directory on this machine, two streams, its vocabulary, the training split's token counts, and the
-    mixture of its sources where there are several."""
-
-    path: pathlib.Path
-    train: Stream
-    validation: Stream
-    vocabulary: Vocabulary
-    unigrams: np.ndarray
-    mixture: Mixture | None
-
-
-def open_data(config: ml_collections.ConfigDict) -> Data:
-    """Opens the data set and its packing plans.
-
-    Raises:
-      UserError: where it does not fit the config.
-    """
-    path = staged(config.data.path)
-    vocabulary = Vocabulary.load(path / "spiece.model")
-    if vocabulary.size != config.model.vocab_size:
-        raise UserError(
-            f"the data set {path} has a vocabulary of {vocabulary.size} pieces and the model one of "
-            f"{config.model.vocab_size}; pass --config.model.vocab_size={vocabulary.size}."
-        )
-    if config.data.sequence_length > config.model.max_position_embeddings:
-        raise UserError(
-            f"data.sequence_length {config.data.sequence_length} exceeds model.max_position_embeddings "
-            f"{config.model.max_position_embeddings}; lower the one or raise the other."
-        )
-    streams = {split: _open_stream(config, TextStore(path, split), vocabulary) for split in ("train", "validation")}
-    for split, stream in streams.items():
-        _log.info("%s: %s.", split, stream.describe())
-    _warn_of_long_words(config, vocabulary, streams["train"].unigrams)
-    train, validation = streams["train"], streams["validation"]
-    mixture = train.mixture if isinstance(train, PretrainingStream) and len(train.store.sources) > 1 else None
-    return Data(path, train, validation, vocabulary, train.unigrams, mixture)
-
-
-def _open_stream(config: ml_collections.ConfigDict, store: TextStore, vocabulary: Vocabulary) -> Stream:
-    """The stream of a split: shuffled and weighted for training, fixed and each row once for validation."""
-    training = store.split == "train"
-    seed = config.seed if training else EVALUATION_SEED
-    weights = source_weights(config.data.weights, store.weights) if training else None
-    settings = PlanSettings(
-        slots=config.data.sequence_length,
-        examples=config.data.examples_per_row,
-        mask_slots=config.masking.slots,
-        mask_rate=config.masking.rate,
-        short_fraction=config.data.short_fraction,
-        mask_count=config.masking.count,
-        pair_singles=config.data.sentence_order in BORROWING,
-    )
-    masking = {
-        "rate": config.masking.rate,
-        "count": config.masking.count,
-        "longest_ngram": config.masking.max_ngram,
-        "whole_word": config.masking.whole_word,
-    }
-    if config.data.recipe == "google":
-        check_google(config.data.sentence_order, config.masking.corrupt_by, weights)
-        return GoogleStream(
-            store,
-            settings,
-            google_rule(vocabulary, **masking),
-            seed=seed,
-            next_sentence=config.data.sentence_order == "nsp",
-            shuffle=training,
-        )
-    if config.data.recipe != "clean":
-        raise UserError(f"data.recipe must be 'clean' or 'google', not {config.data.recipe!r}.")
-    return PretrainingStream(
-        store,
-        cached_plan(store, vocabulary.starts_word, settings),
-        settings,
-        MaskRule.paper(vocabulary, **masking, corrupt_by=config.masking.corrupt_by),
-        seed=seed,
-        sentence_order=config.data.sentence_order,
-        weights=weights,
-        shuffle=training,
-    )
-
-
-def _warn_of_long_words(config: ml_collections.ConfigDict, vocabulary: Vocabulary, unigrams: np.ndarray) -> None:
-    """Says so where words are so long that masking whole ones is senseless, as in text without spaces."""
-    share = unigrams[vocabulary.starts_word].sum() / max(1, unigrams.sum())
-    if config.masking.whole_word and share < LEAST_WORD_STARTS:
-        _log.warning(
-            "only %.1f %% of the tokens begin a word, so words are long runs of text and those longer than the mask "
-            "budget are never masked; pass --config.masking.whole_word=False to mask n-grams of pieces.",
-            100 * share,
-        )
-
-
-def rows_per_step(config: ml_collections.ConfigDict, stream: Stream, devices: int) -> int:
-    """How many rows one optimizer step consumes.
-
-    A batch that is given in examples is turned into rows by the plan's mean, rounded to a power of two or a small
-    multiple of one (by less than 2 % from 32 rows on), whatever the mesh, so that the same run goes on elsewhere.
-
-    Raises:
-      UserError: where the rows cannot be split evenly, or the corpus is smaller than the batch.
-    """
-    size, unit, parts = config.batch.size, config.batch.unit, config.batch.accumulation
-    if unit not in ("rows", "examples") or size < 1 or parts < 1:
-        raise UserError(f"batch must be a positive size in 'rows' or 'examples', not {size} {unit!r} in {parts} parts.")
-    rows = size
-    if unit == "examples":
-        exact = max(1.0, size / stream.examples_per_row)
-        grain = 2 ** max(0, int(math.log2(exact)) - 5)
-        rows = max(1, round(exact / grain)) * grain
-        _log.info("a batch of %s examples is %s rows.", f"{size:,}", f"{rows:,}")
-    if rows % (devices * parts):
-        fitting = max(1, round(rows / (devices * parts))) * devices * parts
-        raise UserError(
-            f"a batch of {rows} rows cannot be split over {devices} devices x {parts} micro-batches; pass "
-            f"--config.batch.unit=rows --config.batch.size={fitting}, or change mesh.data or batch.accumulation."
-        )
-    if rows > stream.rows:
-        raise UserError(
-            f"the training split has {stream.rows} rows of {config.data.sequence_length} slots, fewer than the "
-            f"batch's {rows}; lower batch.size or build the data set from more text."
-        )
-    return rows
 
 
 def check_numbers(config: ml_collections.ConfigDict) -> None:
@@ -216,7 +75,7 @@ def _identity(config: ml_collections.ConfigDict, data: Data, rows: int, mesh: Me
     return {
         "config": config.to_dict(),
         "model": config.model.to_dict(),
-        "data": read_manifest(data.path),
+        "data": data.manifest,
         "data_fingerprint": data.train.fingerprint,
         "vocabulary_sha256": data.vocabulary.sha256,
         "plan": data.train.digest,
@@ -264,7 +123,7 @@ class Run:
         self._read_sums = make_read_sums(config, self.mesh)
 
     def _copy_vocabulary(self) -> None:
-        source, target = self.data.path / "spiece.model", self.workdir / "spiece.model"
+        source, target = self.data.vocabulary_file, self.workdir / "spiece.model"
         if not target.is_file() or target.read_bytes() != source.read_bytes():  # a full disk must not cost the old one
             target.write_bytes(source.read_bytes())
 

@@ -13,6 +13,8 @@ from albert_jax.errors import UserError
 # (albert_jax/training/checkpoint.py).
 RESUMABLE_FIELDS = (
     "data.path",  # the data set may have moved; its fingerprint may not have changed
+    "data.vocab",  # and so may the vocabulary; its digest may not have changed
+    "data.validation_path",
     "data.prefetch",
     "checkpoint.every",
     "checkpoint.keep",
@@ -41,11 +43,13 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.init_from = ""  # start from these weights with a fresh optimizer: a workdir, a Hugging Face directory, Google's
 
     c.data = ml_collections.ConfigDict()
-    c.data.path = ""  # a data set made by `python -m pretrain_data build`
+    c.data.path = ""  # a data set made by `python -m pretrain_data build`; with recipe 'baked' Google's TFRecords
+    c.data.validation_path = ""  # with recipe 'baked': the TFRecords that are evaluated
+    c.data.vocab = ""  # with recipe 'baked': the spiece.model that the TFRecords were made with
     c.data.sequence_length = 512  # S, slots in a row, special tokens included
     c.data.examples_per_row = 8  # P, most examples packed into a row; 1 switches packing off
     c.data.short_fraction = 0.1  # share of examples that aim at a random shorter length (paper, section 4.1)
-    c.data.recipe = "clean"  # 'clean': what the paper means; 'google': its pipeline quirk for quirk (data/parity.py)
+    c.data.recipe = "clean"  # 'clean': what the paper means; 'google': its pipeline quirk for quirk; 'baked': its files
     c.data.sentence_order = "sop"  # 'sop' (paper), 'sop_parity' (Google's), 'nsp' or 'none'; see PretrainingStream
     c.data.weights = ""  # 'wiki=1,books=2.5': how often an epoch has a source; the others as the data set says
     c.data.prefetch = 2  # batches prepared ahead by the loader's thread

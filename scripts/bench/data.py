@@ -4,8 +4,8 @@
     python scripts/bench/data.py --text 'corpus/*.txt' --vocab spiece.model --work /tmp/bench
     python scripts/bench/data.py --text 'corpus/*.txt' --vocab spiece.model --work /tmp/bench --grow 2 4
 
-The text is UTF-8 with a blank line between documents and a paragraph a line. `--grow` also builds from so many GB, which
-are the same text again and again, and prints the memory of each build; that takes minutes for each GB.
+The text is UTF-8 with a blank line between documents and a paragraph a line. `--grow` also builds from so many GB,
+which are the same text again and again, and prints the memory of each build; that takes minutes for each GB.
 
 Google's algorithm is tests/google_pipeline.py, plain Python written from a description of the original, with its
 tokenization before it and its record format behind it. Both programs get the same sentences, one a line, and the same
@@ -36,13 +36,13 @@ from albert_jax.data.plan import PlanSettings, make_plan
 from albert_jax.data.store import TextStore, read_manifest
 from albert_jax.data.tfrecords import write_record
 from albert_jax.data.vocabulary import Vocabulary
-from albert_jax.training.loop import open_data
+from albert_jax.training.data import open_data
 from pretrain_data.recipes import load_recipe
 from pretrain_data.sentences import SentenceSplitter
 from pretrain_data.show import with_data
 
 sys.path.append(str(pathlib.Path(__file__).parents[2]))
-from tests.google_pipeline import Example, Pipeline  # noqa: E402
+from tests.google_pipeline import Example, Pipeline
 
 PACKAGES = ("sentencepiece", "pyicu-wheels", "array_record", "tensorflow-datasets")
 SLOTS, PREDICTIONS = 512, 20  # the original's
@@ -264,7 +264,7 @@ def build_whole(files: list[str], arguments: argparse.Namespace) -> pathlib.Path
     """Builds from everything with all cores."""
     out = arguments.work / "data"
     began = time.perf_counter()
-    spent, memory, said = build(
+    spent, memory, _ = build(
         "--source", arguments.text, "--vocab", arguments.vocab, "--out", str(out), "--overwrite", "--lines", "paragraph"
     )
     seconds = time.perf_counter() - began

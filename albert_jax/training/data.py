@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens what a config names as its data: the streams of a data set, or Google's records, and what comes with them."""
+
+import dataclasses
+import logging
+import math
+import pathlib
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from albert_jax.data.baked import BakedStream
+from albert_jax.data.masking import MaskRule
+from albert_jax.data.mixture import Mixture, source_weights
+from albert_jax.data.parity import GoogleStream, check_google, google_rule
+from albert_jax.data.plan import PlanSettings, cached_plan
+from albert_jax.data.staging import staged
+from albert_jax.data.store import TextStore, read_manifest
+from albert_jax.data.stream import BORROWING, PretrainingStream, Stream
+from albert_jax.data.vocabulary import Vocabulary
+from albert_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
+LEAST_WORD_STARTS = 0.1  # share of tokens; text with spaces has 0.6 and more
+EVALUATION_SEED = 0  # no part of the config: runs with other seeds are compared on the same masks
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a config names as its data.
+
+    Attributes:
+      train: the stream that is trained on.
+      validation: the one that is evaluated.
+      vocabulary: of both.
+      vocabulary_file: its spiece.model, on this machine.
+      manifest: what is known of the data, for the run's identity; ``vocabulary`` in it says how text was cleaned.
+      unigrams: int64 [V], token counts of the training text.
+      mixture: of the sources, where there are several.
+    """
+
+    train: Stream
+    validation: Stream
+    vocabulary: Vocabulary
+    vocabulary_file: pathlib.Path
+    manifest: dict[str, Any]
+    unigrams: np.ndarray
+    mixture: Mixture | None
+
+
+def open_data(config: ml_collections.ConfigDict) -> Data:
+    """Opens the data and makes or reads its packing plans.
+
+    Raises:
+      UserError: where it does not fit the config.
+    """
+    if config.data.sequence_length > config.model.max_position_embeddings:
+        raise UserError(
+            f"data.sequence_length {config.data.sequence_length} exceeds model.max_position_embeddings "
+            f"{config.model.max_position_embeddings}; lower the one or raise the other."
+        )
+    data = _open_records(config) if config.data.recipe == "baked" else _open_data_set(config)
+    for split, stream in (("train", data.train), ("validation", data.validation)):
+        _log.info("%s: %s.", split, stream.describe())
+    return data
+
+
+def vocabulary_file(config: ml_collections.ConfigDict) -> pathlib.Path:
+    """The spiece.model of the data that a config names, on this machine."""
+    if config.data.recipe == "baked":
+        return pathlib.Path(config.data.vocab)
+    return staged(config.data.path) / "spiece.model"
+
+
+def _vocabulary(config: ml_collections.ConfigDict, file: pathlib.Path) -> Vocabulary:
+    vocabulary = Vocabulary.load(file)
+    if vocabulary.size != config.model.vocab_size:
+        raise UserError(
+            f"{file} is a vocabulary of {vocabulary.size} pieces and the model has one of {config.model.vocab_size}; "
+            f"pass --config.model.vocab_size={vocabulary.size}."
+        )
+    return vocabulary
+
+
+# --- a data set -------------------------------------------------------------------------------------------------------
+
+
+def _open_data_set(config: ml_collections.ConfigDict) -> Data:
+    for name in ("vocab", "validation_path"):
+        if config.data[name]:
+            raise UserError(
+                f"data.{name} {config.data[name]!r} is for data.recipe 'baked'; leave it away, a data set has one."
+            )
+    path = staged(config.data.path)
+    vocabulary = _vocabulary(config, path / "spiece.model")
+    train, validation = (_open_stream(config, TextStore(path, split), vocabulary) for split in ("train", "validation"))
+    _warn_of_long_words(config, vocabulary, train.unigrams)
+    mixture = train.mixture if isinstance(train, PretrainingStream) and len(train.store.sources) > 1 else None
+    manifest = read_manifest(path)
+    return Data(train, validation, vocabulary, path / "spiece.model", manifest, train.unigrams, mixture)
+
+
+def _open_stream(config: ml_collections.ConfigDict, store: TextStore, vocabulary: Vocabulary) -> Stream:
+    """The stream of a split: shuffled and weighted for training, fixed and each row once for validation."""
+    training = store.split == "train"
+    seed = config.seed if training else EVALUATION_SEED
+    weights = source_weights(config.data.weights, store.weights) if training else None
+    settings = PlanSettings(
+        slots=config.data.sequence_length,
+        examples=config.data.examples_per_row,
+        mask_slots=config.masking.slots,
+        mask_rate=config.masking.rate,
+        short_fraction=config.data.short_fraction,
+        mask_count=config.masking.count,
+        pair_singles=config.data.sentence_order in BORROWING,
+    )
+    masking = {
+        "rate": config.masking.rate,
+        "count": config.masking.count,
+        "longest_ngram": config.masking.max_ngram,
+        "whole_word": config.masking.whole_word,
+    }
+    if config.data.recipe == "google":
+        check_google(config.data.sentence_order, config.masking.corrupt_by, weights)
+        return GoogleStream(
+            store,
+            settings,
+            google_rule(vocabulary, **masking),
+            seed=seed,
+            next_sentence=config.data.sentence_order == "nsp",
+            shuffle=training,
+        )
+    if config.data.recipe != "clean":
+        raise UserError(f"data.recipe must be 'clean' or 'google', not {config.data.recipe!r}.")
+    return PretrainingStream(
+        store,
+        cached_plan(store, vocabulary.starts_word, settings),
+        settings,
+        MaskRule.paper(vocabulary, **masking, corrupt_by=config.masking.corrupt_by),
+        seed=seed,
+        sentence_order=config.data.sentence_order,
+        weights=weights,
+        shuffle=training,
+    )
+
+
+def _warn_of_long_words(config: ml_collections.ConfigDict, vocabulary: Vocabulary, unigrams: np.ndarray) -> None:
+    """Says so where words are so long that masking whole ones is senseless, as in text without spaces."""
+    share = unigrams[vocabulary.starts_word].sum() / max(1, unigrams.sum())
+    if config.masking.whole_word and share < LEAST_WORD_STARTS:
+        _log.warning(
+            "only %.1f %% of the tokens begin a word, so words are long runs of text and those longer than the mask "
+            "budget are never masked; pass --config.masking.whole_word=False to mask n-grams of pieces.",
+            100 * share,
+        )
+
+
+# --- Google's records ------------------------------------------------------------------------------------------------
+
+
+def _open_records(config: ml_collections.ConfigDict) -> Data:
+    """Google's TFRecords: their lengths, pairs and masks are baked, so the config must agree with them."""
+    c = config.data
+    for name, what in (
+        ("path", "TFRecord files"),
+        ("validation_path", "held-out files"),
+        ("vocab", "spiece.model"),
+    ):
+        if not c[name]:
+            raise UserError(f"data.recipe 'baked' needs {what}; pass --config.data.{name}=...")
+    file = pathlib.Path(c.vocab)
+    vocabulary = _vocabulary(config, file)
+    train, validation = (
+        BakedStream(path, vocab_size=vocabulary.size, seed=seed)
+        for path, seed in ((c.path, config.seed), (c.validation_path, EVALUATION_SEED))
+    )
+    for stream, path in ((train, c.path), (validation, c.validation_path)):
+        wanted = {
+            "data.sequence_length": (c.sequence_length, stream.slots),
+            "masking.slots": (config.masking.slots, stream.mask_slots),
+            "data.examples_per_row": (c.examples_per_row, 1),
+        }
+        for name, (asked, found) in wanted.items():
+            if asked != found:
+                raise UserError(
+                    f"{name} is {asked}, but the records of {path} have {found}; pass --config.{name}={found}."
+                )
+    manifest = {
+        "vocabulary": {
+            "sha256": vocabulary.sha256,
+            "size": vocabulary.size,
+            "do_lower_case": True,  # what Google's code does; the records do not say
+            "remove_space": True,
+            "keep_accents": False,
+            "cleaning": "google",
+        },
+        "records": {"train": train.describe(), "validation": validation.describe()},
+    }
+    return Data(train, validation, vocabulary, file, manifest, train.unigrams, None)
+
+
+def rows_per_step(config: ml_collections.ConfigDict, stream: Stream, devices: int) -> int:
+    """How many rows one optimizer step consumes.
+
+    A batch that is given in examples is turned into rows by the plan's mean, rounded to a power of two or a small
+    multiple of one (by less than 2 % from 32 rows on), whatever the mesh, so that the same run goes on elsewhere.
+
+    Raises:
+      UserError: where the rows cannot be split evenly, or the corpus is smaller than the batch.
+    """
+    size, unit, parts = config.batch.size, config.batch.unit, config.batch.accumulation
+    if unit not in ("rows", "examples") or size < 1 or parts < 1:
+        raise UserError(f"batch must be a positive size in 'rows' or 'examples', not {size} {unit!r} in {parts} parts.")
+    rows = size
+    if unit == "examples":
+        exact = max(1.0, size / stream.examples_per_row)
+        grain = 2 ** max(0, int(math.log2(exact)) - 5)
+        rows = max(1, round(exact / grain)) * grain
+        _log.info("a batch of %s examples is %s rows.", f"{size:,}", f"{rows:,}")
+    if rows % (devices * parts):
+        fitting = max(1, round(rows / (devices * parts))) * devices * parts
+        raise UserError(
+            f"a batch of {rows} rows cannot be split over {devices} devices x {parts} micro-batches; pass "
+            f"--config.batch.unit=rows --config.batch.size={fitting}, or change mesh.data or batch.accumulation."
+        )
+    if rows > stream.rows:
+        raise UserError(
+            f"the training split has {stream.rows} rows of {config.data.sequence_length} slots, fewer than the "
+            f"batch's {rows}; lower batch.size or build the data set from more text."
+        )
+    return rows
