@@ -36,6 +36,14 @@ if [ -z "${ALBERT_JAX_TRANSFORMERS4_PYTHON:-}" ]; then
     export ALBERT_JAX_TRANSFORMERS4_PYTHON="$PWD/$peers/bin/python"
 fi
 
+# Apache Beam keeps protobuf at 6, which transformers 5 cannot read a spiece.model with: an environment of its own.
+if [ -z "${ALBERT_JAX_BEAM_PYTHON:-}" ]; then
+    make_environment "$environment-beam"
+    install_once "$environment-beam" beam -e '.[beam]' ||
+        echo "note: Apache Beam could not be installed: builds by Beam are not tried."
+    export ALBERT_JAX_BEAM_PYTHON="$PWD/$environment-beam/bin/python"
+fi
+
 # All checks run, whatever the ones before found.
 failed=""
 check() {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The second environment, with what cannot live beside transformers 5: transformers 4, its Flax classes, TensorFlow."""
+"""The environments with what cannot live beside transformers 5: transformers 4, its Flax classes, TensorFlow; Beam."""
 
 import functools
 import os
@@ -18,6 +18,18 @@ def transformers4(*modules: str) -> str:
         pytest.skip(
             f"no environment with {', '.join(wanted)}: scripts/test.sh makes one, and ALBERT_JAX_TRANSFORMERS4_PYTHON "
             "names another python that has transformers 4.57.6 and the rest"
+        )
+    return python
+
+
+def beam_python() -> str:
+    """The interpreter of an environment with this project and Apache Beam, or a skip that says how to have one."""
+    beside = pathlib.Path(__file__).parents[1] / ".venv-beam" / "bin" / "python"
+    python = os.environ.get("ALBERT_JAX_BEAM_PYTHON", str(beside) if beside.exists() else "")
+    if not python or not _has(python, ("apache_beam",)):
+        pytest.skip(
+            "no environment with Apache Beam, so builds by Beam are not tried: scripts/test.sh makes one, and "
+            "ALBERT_JAX_BEAM_PYTHON names another python that has the extra `beam`"
         )
     return python
 
