@@ -16,6 +16,7 @@ from albert_jax.training.telemetry import read_metrics
 
 MLM_GAIN = 0.3  # nats below the unigram cross-entropy
 SOP_PAIRS = 2000  # validation pairs that the interval must rest on
+INPUT_WAIT = 0.01  # share of the training time that is spent waiting for rows
 
 
 def goal(name: str, figure: str, wanted: str, met: bool) -> str:
@@ -47,6 +48,9 @@ def report(workdir: pathlib.Path, seconds: float | None) -> str:
             sop,
         ),
     ]
+    waits = [record["timing"]["input_wait"] for record in records if record["kind"] == "train"]
+    wait = sum(waits) / max(1, len(waits))
+    lines.append(goal("waiting for input", f"{wait:.2%} of the time", f"under {INPUT_WAIT:.0%}", wait < INPUT_WAIT))
     if not sop:
         lines.append(f"  a linear bag-of-words probe on the same data: {probe(workdir):.1%}")
     return "\n".join(lines)
