@@ -16,7 +16,7 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import fsspec
@@ -65,6 +65,15 @@ def filesystem(path: str) -> Any:
         raise UserError(f"{path} cannot be opened ({error}); gs:// paths are supported.") from error
 
 
+def exists(path: str) -> bool:
+    """Whether there is an object or a folder at a remote path. Fsspec's own takes a store that refuses for a no."""
+    try:
+        filesystem(path).info(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def directory(path: str | os.PathLike[str]) -> epath.Path:
     """A directory, local or in an object store, with the methods of `pathlib.Path`.
 
@@ -77,6 +86,20 @@ def directory(path: str | os.PathLike[str]) -> epath.Path:
             raise UserError(f"{path} is in no store that can be written to; give a local directory or a gs:// path.")
         _require_client(path)
     return epath.Path(path)
+
+
+def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """A path on this machine, for what is read and written here alone.
+
+    Raises:
+      UserError: it is one of an object store, in which `pathlib` would see a folder called "gs:".
+    """
+    if is_remote(path):
+        raise UserError(
+            f"{os.fspath(path)} is in an object store, where this cannot be read or written; give a path on this "
+            "machine and copy from it or to it by `gcloud storage cp`."
+        )
+    return pathlib.Path(path)
 
 
 def _require_client(path: str) -> None:
@@ -155,10 +178,10 @@ def check_bucket(path: str | os.PathLike[str]) -> None:
     Raises:
       UserError: the bucket is missing, or its metadata may not be read (the permission storage.buckets.get).
     """
-    from google.cloud import storage  # type: ignore[attr-defined]
+    import google.cloud.storage
 
     with named_refusals(path):
-        storage.Client().get_bucket(os.fspath(path).split("/")[2])
+        google.cloud.storage.Client().get_bucket(os.fspath(path).split("/")[2])
 
 
 def first_line(error: BaseException) -> str:
@@ -214,7 +237,7 @@ def in_parallel(action: Callable[[str], Any], names: Iterable[str]) -> None:
             executor.shutdown(cancel_futures=True)
 
 
-def publish(local: pathlib.Path, remote: str, *, replace: bool = False) -> None:
+def publish(local: pathlib.Path, remote: str, *, replace: bool = False, copied: Mapping[str, str] | None = None) -> int:
     """Uploads a finished data set; its manifest goes last, so half of one is never taken for whole.
 
     An upload that broke off goes on when it is called again. Cached packing plans are left out.
@@ -223,6 +246,10 @@ def publish(local: pathlib.Path, remote: str, *, replace: bool = False) -> None:
       local: the data set's directory.
       remote: where it goes, e.g. gs://bucket/data.
       replace: whether to replace what is there, which is no data set from the first deletion to the end.
+      copied: files of the data set that are in the store already, and where.
+
+    Returns:
+      Bytes of the data set.
 
     Raises:
       UserError: where `local` is no finished data set, `remote` is taken or cannot be written, or the store's checksums
@@ -232,14 +259,21 @@ def publish(local: pathlib.Path, remote: str, *, replace: bool = False) -> None:
     files = [name for name in files if not name.startswith(_PLANS)]
     if MANIFEST not in files:
         raise UserError(f"{local} holds no finished data set (no {MANIFEST}); build it first.")
-    remote, began = remote.rstrip("/"), time.perf_counter()
+    remote, began, copied = remote.rstrip("/"), time.perf_counter(), copied or {}
     with named_refusals(remote):
         store, there = filesystem(remote), objects(remote)
-        _make_room(store, remote, there, files, replace)
-        wanted = {name: stored(local / name) for name in files}
-        data = [name for name in files if name != MANIFEST]
+        _make_room(store, remote, there, [*files, *copied], replace)
+        wanted = {name: _stored_at(store, copied[name]) for name in copied} | {n: stored(local / n) for n in files}
+        data = [name for name in wanted if name != MANIFEST]
         missing = [name for name in data if there.get(name) != wanted[name]]
-        in_parallel(lambda name: store.put_file(str(local / name), f"{remote}/{name}"), missing)
+
+        def send(name: str) -> None:
+            if name in copied:
+                store.cp_file(copied[name], f"{remote}/{name}")
+            else:
+                store.put_file(str(local / name), f"{remote}/{name}")
+
+        in_parallel(send, missing)
         _compare(remote, {name: wanted[name] for name in data})
         try:
             store.put_file(str(local / MANIFEST), f"{remote}/{MANIFEST}", mode="create")
@@ -252,10 +286,11 @@ def publish(local: pathlib.Path, remote: str, *, replace: bool = False) -> None:
         local,
         remote,
         len(missing) + 1,
-        len(files),
+        len(wanted),
         sent / 1e6,
         time.perf_counter() - began,
     )
+    return sum(found.size for found in wanted.values())
 
 
 def _make_room(store: Any, remote: str, there: dict[str, Stored], files: list[str], replace: bool) -> None:
@@ -263,9 +298,14 @@ def _make_room(store: Any, remote: str, there: dict[str, Stored], files: list[st
     foreign = sorted(there.keys() - set(files))
     taken = [MANIFEST] * (MANIFEST in there) + foreign
     if taken and not replace:
-        raise UserError(f"{remote} is taken (it holds {taken[0]}); publish to another path, or have it replaced.")
+        raise UserError(f"{remote} is taken (it holds {taken[0]}); give another --out, or --overwrite to replace it.")
     for name in taken:
         store.rm_file(f"{remote}/{name}")
+
+
+def _stored_at(store: Any, path: str) -> Stored:
+    info = store.info(path)
+    return Stored(int(info["size"]), info["crc32c"])
 
 
 def _compare(remote: str, wanted: dict[str, Stored]) -> None:
@@ -276,7 +316,7 @@ def _compare(remote: str, wanted: dict[str, Stored]) -> None:
         if found != expected:
             raise UserError(
                 f"{remote}/{name} is not the file it was made from (size and CRC32C {found and tuple(found)}, not "
-                f"{tuple(expected)}); publish the data set again."
+                f"{tuple(expected)}); run the same command again."
             )
 
 

@@ -3,6 +3,7 @@
 
 import argparse
 import errno
+import re
 import signal
 import sys
 import time
@@ -10,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
+from albert_jax.data.mixture import source_weights
 from albert_jax.errors import UserError
+from albert_jax.remote import local_path
 from albert_jax.tokenization import AlbertTokenizer
 from pretrain_data.arguments import make_parser
 from pretrain_data.assembly import check_output
@@ -18,12 +21,12 @@ from pretrain_data.builder import Options, build
 from pretrain_data.progress import documents_of
 from pretrain_data.repair import repair
 from pretrain_data.sentences import SentenceSplitter
-from pretrain_data.sources.base import ReadLog, Source
+from pretrain_data.sources.base import BadCount, ReadLog, Source
 from pretrain_data.sources.opening import open_sources
 from pretrain_data.vocabulary import train_vocabulary
 
-# The disk is full, or not ours to write on.
-_OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments, rest = parser.parse_known_args(argv)
     if rest and not getattr(arguments, "runner", None):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        arguments.refuse(f"unrecognized arguments: {' '.join(rest)}")
     arguments.beam = rest
     try:
         return int(arguments.command(arguments))
@@ -48,13 +51,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in _OUTSIDE:
+        if not (told := _told(error)):
             raise
-        print(f"error: {error}; free some space or give another --out", file=sys.stderr)
+        print(f"error: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; nothing was left under the final name", file=sys.stderr)
         return 130
+
+
+def _told(error: OSError) -> str:
+    """A sentence about a disk that is full or not ours to write on; none about anything else."""
+    # NumPy's own words have no number.
+    if error.errno in _FULL or (error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", str(error))):
+        return f"the disk is full ({error.strerror or error}); free some space or give another --out"
+    if error.errno in _DENIED:
+        return f"{error.filename!r} cannot be used ({error.strerror}); check its name and permissions, or give another"
+    return ""
 
 
 # --- sources ----------------------------------------------------------------------------------------------------------
@@ -99,14 +112,16 @@ def _vocab(arguments: argparse.Namespace) -> int:
             f"--size {arguments.size} must be at least 14 (13 pieces are special) and --input-sentence-size "
             f"{arguments.input_sentence_size} at least 1"
         )
-    model = arguments.out / "spiece.model"
+    out = local_path(arguments.out)
+    model = out / "spiece.model"
     if model.exists():
         raise UserError(f"{str(model)!r} exists; give another --out, or remove it, as data sets may depend on it")
     started = time.monotonic()
-    log = ReadLog(arguments.on_bad_record)
+    bad = BadCount()
+    log = ReadLog(arguments.on_bad_record, bad)
     report = train_vocabulary(
         _sentences(_opened(_source_options(arguments)), SentenceSplitter(arguments.language), log),
-        arguments.out,
+        out,
         size=arguments.size,
         cleaning=arguments.cleaning,
         input_sentence_size=arguments.input_sentence_size,
@@ -117,8 +132,8 @@ def _vocab(arguments: argparse.Namespace) -> int:
         f"({report.too_long:,} too long, left out; at most {arguments.input_sentence_size:,} sampled) "
         f"in {time.monotonic() - started:.1f} s"
     )
-    if log.bad:
-        print(f"bad records that were passed over: {len(log.bad):,}, the first: {log.bad[0][0]} {log.bad[0][1]}")
+    if bad.first is not None:
+        print(f"bad records that were passed over: {len(bad):,}, the first: {' '.join(bad.first)}")
     return 0
 
 
@@ -163,19 +178,9 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _weights(given: Sequence[str], sources: Sequence[Source]) -> dict[str, float]:
-    names = [source.name for source in sources]
-    weights = {}
-    for setting in given:
-        name, _, text = setting.partition("=")
-        if name not in names:
-            raise UserError(f"--weight {setting} names no source; there are {', '.join(names)}")
-        try:
-            weights[name] = float(text)
-        except ValueError:
-            weights[name] = -1.0
-        if not 0 < weights[name] < 1e6:
-            raise UserError(f"--weight {setting} must give a number above 0, such as {name}=2.5")
-    return weights
+    """Read as training reads them, so that it cannot refuse them later."""
+    weights = source_weights(",".join(given), {source.name: 1.0 for source in sources}, "--weight")
+    return {name: float(weight) for name, weight in weights.items()}
 
 
 def _tokenizer(arguments: argparse.Namespace) -> AlbertTokenizer:
@@ -198,7 +203,7 @@ def _tokenizer(arguments: argparse.Namespace) -> AlbertTokenizer:
 
 
 def _repair(arguments: argparse.Namespace) -> int:
-    made, count = repair(arguments.data, _opened)
+    made, count = repair(local_path(arguments.data), _opened)
     for path in made:
         print(f"made again: {path}")
     print(f"{len(made):,} of {count:,} shards were damaged" if made else f"all {count:,} shards are whole")
@@ -223,12 +228,12 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from albert_jax.data.staging import staged
     from pretrain_data.recipes import load_recipe
     from pretrain_data.report import report
 
-    report(staged(arguments.data), load_recipe(arguments.config, arguments.set), arguments.out)
-    print(f"report: {arguments.out}")
+    out = local_path(arguments.out)
+    report(arguments.data, load_recipe(arguments.config, arguments.set), out)
+    print(f"report: {out}")
     return 0
 
 
@@ -240,14 +245,13 @@ def _tfrecords(arguments: argparse.Namespace) -> int:
     from pretrain_data.show import with_data
     from pretrain_data.tfrecords import write_tfrecords
 
+    out = local_path(arguments.out)
     data = staged(arguments.data)
     opened = open_data(with_data(load_recipe(arguments.config, arguments.set), data))
     tokenizer = AlbertTokenizer(data / "spiece.model")
     pieces = tokenizer.convert_ids_to_tokens(list(range(tokenizer.vocab_size)))
     stream = opened.train if arguments.split == "train" else opened.validation
-    written = write_tfrecords(
-        stream, google_starts_word(pieces), arguments.out, epochs=arguments.epochs, shards=arguments.shards
-    )
+    written = write_tfrecords(stream, google_starts_word(pieces), out, epochs=arguments.epochs, shards=arguments.shards)
     print(written.table())
     return 0
 

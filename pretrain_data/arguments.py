@@ -3,7 +3,7 @@
 
 import argparse
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from typing import NoReturn
 
 from albert_jax.tokenization import RULES
 from pretrain_data.sources.base import QUARANTINE, STOP
@@ -16,13 +16,21 @@ _CLEANING = (
 Command = Callable[[argparse.Namespace], int]
 
 
-def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """The parser; `commands` are called with what it parsed.
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the command line in one sentence, as every other mistake is said."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with status 2."""
+        self.exit(2, f"error: {message}; {self.prog} --help lists what there is\n")
+
+
+def make_parser(commands: Mapping[str, Command]) -> Parser:
+    """The parser; `commands` are called with what it parsed, and `refuse` of it with what is wrong.
 
     Args:
         commands: for vocab, build, repair, show, report and tfrecords.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pretrain_data",
         description="Raw text to a vocabulary and to a tokenized data set, and looking at what is in it.",
     )
@@ -32,7 +40,7 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         subparser = subparsers.add_parser(
             name, help=purpose, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
-        subparser.set_defaults(command=commands[name])
+        subparser.set_defaults(command=commands[name], refuse=subparser.error)
         return subparser
 
     _add_vocab(
@@ -51,7 +59,7 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         )
     )
     repair = add("repair", "make damaged shards again", "Reads every shard and makes damaged ones again.")
-    repair.add_argument("data", type=Path, help="the data set's folder")
+    repair.add_argument("data", help="the data set's folder")
     _add_show(add("show", "print examples as training sees them", "Prints rows of the batch that a step trains on."))
     _add_report(add("report", "write a page about a data set", "Writes one HTML page that opens without a network."))
     _add_tfrecords(
@@ -92,7 +100,7 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
 
 def _add_vocab(parser: argparse.ArgumentParser) -> None:
     _add_sources(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder for spiece.model and spiece.vocab")
+    parser.add_argument("--out", required=True, help="folder for spiece.model and spiece.vocab")
     parser.add_argument("--size", type=int, default=30000, help="number of pieces, special ones included")
     parser.add_argument(
         "--input-sentence-size", type=int, default=10_000_000, help="train on at most so many sentences, sampled"
@@ -162,7 +170,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page")
+    parser.add_argument("--out", default="report.html", help="the page")
 
 
 def _add_tfrecords(parser: argparse.ArgumentParser) -> None:

@@ -15,10 +15,11 @@ import numpy as np
 
 import albert_jax
 from albert_jax.errors import UserError
-from albert_jax.remote import filesystem
+from albert_jax.remote import MANIFEST, directory, exists, is_remote, named_refusals, publish
 from pretrain_data import shards
 from pretrain_data.passes import Job, result
 from pretrain_data.summary import Summary
+from pretrain_data.workplace import Workplace
 
 FORMAT = 2
 # Arrays of a part's index that the data set keeps, with the count that gives their length.
@@ -51,7 +52,7 @@ def assemble(job: Job, summary: Summary, weights: dict[str, float], folder: Path
     (folder / "index").mkdir()
     (folder / "build").mkdir()
     splits = {split: _join_split(job, split, summary, folder / "index") for split in shards.SPLITS}
-    (folder / "spiece.model").write_bytes(job.tokenizer.vocab_file.read_bytes())
+    (folder / "spiece.model").write_bytes(job.model)
     shards.write_metadata(
         folder,
         shards.features(job.tokenizer.vocab_size),
@@ -115,8 +116,8 @@ def _join_quarantined(job: Job, folder: Path) -> None:
     for number in range(len(job.parts)):
         with job.workplace.opened(result("tokenize", number)) as part:
             if (part / "quarantined.jsonl").is_file():
-                with open(folder / "quarantined.jsonl", "ab") as file:
-                    file.write((part / "quarantined.jsonl").read_bytes())
+                with open(part / "quarantined.jsonl", "rb") as bad, open(folder / "quarantined.jsonl", "ab") as file:
+                    shutil.copyfileobj(bad, file)
 
 
 def _manifest(
@@ -126,7 +127,7 @@ def _manifest(
     return {
         "format": FORMAT,
         "vocabulary": {
-            "sha256": hashlib.sha256(tokenizer.vocab_file.read_bytes()).hexdigest(),
+            "sha256": hashlib.sha256(job.model).hexdigest(),
             "size": tokenizer.vocab_size,
             "do_lower_case": tokenizer.do_lower_case,
             "remove_space": tokenizer.remove_space,
@@ -165,14 +166,16 @@ def shard_names(folder: Path) -> dict[str, str]:
     }
 
 
-def place(job: Job, folder: Path, out: str) -> int:
+def place(job: Job, folder: Path, out: str, *, overwrite: bool) -> int:
     """Gives an assembled data set its shards and its final name; returns its size in bytes.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or something has come to be at `out` that may not be replaced.
     """
     if job.workplace.remote:
-        return _upload(job, folder, out)
+        shards_there = {name: f"{job.workplace.path}/{made}" for name, made in shard_names(folder).items()}
+        return publish(folder, out, replace=overwrite, copied=shards_there)
+    check_output(out, overwrite)
     for name, made in shard_names(folder).items():
         try:
             os.link(Path(job.workplace.path, made), folder / name)
@@ -191,37 +194,21 @@ def place(job: Job, folder: Path, out: str) -> int:
     return size
 
 
-def _upload(job: Job, folder: Path, out: str) -> int:
-    """The manifest goes last: a data set without one is none."""
-    store = filesystem(out)
-    size = 0
-    if store.exists(f"{out}/manifest.json"):
-        store.rm_file(f"{out}/manifest.json")
-    for name, made in shard_names(folder).items():
-        source = f"{job.workplace.path}/{made}"
-        store.cp_file(source, f"{out}/{name}")
-        size += store.info(f"{out}/{name}")["size"]
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in sorted(files, key=lambda path: path.name == "manifest.json"):
-        store.put_file(str(path), f"{out}/{path.relative_to(folder).as_posix()}")
-        size += path.stat().st_size
-    return size
-
-
 def check_output(out: str, overwrite: bool) -> None:
-    """Refuses an output that is there, unless it is a data set that may be replaced.
+    """Refuses an output that is there, unless it is a data set that may be replaced, or an upload that broke off.
 
     Raises:
-        UserError: see above.
+        UserError: see above; also that `out` is in no store that can be written to.
     """
-    store = filesystem(out) if "://" in out else None
-    there = store.exists(out) if store else Path(out).exists() or Path(out).is_symlink()
-    if not there:
-        return
+    directory(out)
+    there = exists if is_remote(out) else os.path.lexists
+    with named_refusals(out):
+        whole = there(f"{out}/{MANIFEST}") and there(f"{out}/dataset_info.json")
+        if not there(out) or (is_remote(out) and not whole and Workplace(out).begun()):
+            return
     if not overwrite:
         raise UserError(f"{out!r} exists; give another --out, or --overwrite to replace it")
-    exists = store.exists if store else os.path.isfile
-    if not exists(f"{out}/manifest.json") or not exists(f"{out}/dataset_info.json"):
+    if not whole:
         raise UserError(
             f"{out!r} is not a data set of this program, so --overwrite leaves it alone; give another --out"
         )

@@ -34,11 +34,21 @@ class BeamWorkers:
 
     Args:
         arguments: Beam's pipeline options, as on its command line, the runner included.
+
+    Raises:
+        UserError: Beam knows no such runner, or the runner lacks an option.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._options = PipelineOptions(list(arguments))
         self._options.view_as(SetupOptions).save_main_session = False
+        try:
+            beam.Pipeline(options=self._options)
+        except ValueError as error:
+            raise UserError(
+                f"Apache Beam refuses its options ({' '.join(str(error).split()).rstrip('.')}); see docs/data.md and "
+                "what Beam says of the runner"
+            ) from error
 
     def run(self, job: Job, name: str, numbers: Sequence[int]) -> None:
         """See `pretrain_data.workers.Workers`.

@@ -17,6 +17,7 @@ import numpy as np
 
 import albert_jax
 from albert_jax.errors import UserError
+from albert_jax.remote import named_refusals
 from albert_jax.tokenization import AlbertTokenizer
 from pretrain_data.assembly import FORMAT, assemble, check_output, collect, place
 from pretrain_data.duplicates import find_duplicates
@@ -82,10 +83,11 @@ def build(
             f"--validation-fraction {options.validation_fraction} must lie between 0 and 1, both excluded; "
             "0.01 is usual"
         )
+    out = out.rstrip("/") or out
     check_output(out, overwrite)
     started = time.monotonic()
     job = make_job(sources, tokenizer, options, Workplace(out))
-    with job.workplace.locked(), _kept_for_next_time(job.workplace):
+    with named_refusals(out), job.workplace.locked(), _kept_for_next_time(job.workplace):
         resumed = _claim(job, options)
         count = min(workers or cores(), len(job.parts))
         team = _team(job, count, beam)
@@ -99,7 +101,7 @@ def build(
             assemble(job, summary, weights or {}, folder)
             (folder / "build" / "identity.json").write_text(json.dumps(identity(job, options)))
             (folder / "build" / "command.json").write_text(json.dumps(command or {}))
-            summary.disk_bytes = place(job, folder, out)
+            summary.disk_bytes = place(job, folder, out, overwrite=overwrite)
         job.workplace.remove()
     summary.workers = "Apache Beam" if beam is not None else f"{count} process{'es' * (count > 1)}"
     summary.workers += ", with what an earlier call had finished" * resumed
@@ -114,12 +116,19 @@ def make_job(sources: Sequence[Source], tokenizer: AlbertTokenizer, options: Opt
         sources=tuple(sources),
         parts=tuple(parts),
         tokenizer=tokenizer,
+        model=_model_of(tokenizer),
         language=options.language,
         validation_fraction=options.validation_fraction,
         near_duplicates=options.near_duplicates,
         on_bad_record=options.on_bad_record,
         workplace=workplace,
     )
+
+
+def _model_of(tokenizer: AlbertTokenizer) -> bytes:
+    """The spiece.model, also of a tokenizer that was opened from a tokenizer.json."""
+    with tempfile.TemporaryDirectory() as folder:
+        return Path(*tokenizer.save_vocabulary(folder)).read_bytes()
 
 
 def identity(job: Job, options: Options) -> dict[str, Any]:
@@ -132,7 +141,7 @@ def identity(job: Job, options: Options) -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in ("sentencepiece", "pyicu-wheels", "rensa")},
         },
         "options": asdict(options),
-        "vocabulary": hashlib.sha256(tokenizer.vocab_file.read_bytes()).hexdigest(),
+        "vocabulary": hashlib.sha256(job.model).hexdigest(),
         "cleaning": [tokenizer.cleaning, tokenizer.do_lower_case, tokenizer.keep_accents, tokenizer.remove_space],
         "sources": [[source.name, source.lines] for source in job.sources],
         "parts": hashlib.sha256(repr(job.parts).encode()).hexdigest(),
@@ -204,18 +213,17 @@ def _passes(job: Job, team: Workers) -> Summary:
 
 def _join_scan(job: Job) -> None:
     """Chooses the held-out documents, and the duplicates before them."""
-    documents, keys, sizes = 0, [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    keys, sizes = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    read = []
     for number in range(len(job.parts)):
         with job.workplace.opened(result("scan", number)) as folder:
-            documents += json.loads((folder / "documents.json").read_text())
+            read.append(json.loads((folder / "read.json").read_text()))
             with np.load(folder / "candidates.npz") as part:
                 keys.append(part["keys"])
                 sizes.append(part["sizes"])
+    documents = sum(part["documents"] for part in read)
     if not documents:
-        raise UnusableCorpusError(
-            f"the corpus is empty: no text in {', '.join(source.name for source in job.sources)}; "
-            "give --source files with text"
-        )
+        raise _empty_corpus(job, read)
     all_keys, all_sizes = np.concatenate(keys), np.concatenate(sizes)
     if job.near_duplicates:
         _join_signatures(job)
@@ -264,6 +272,18 @@ def _join_guard(job: Job) -> None:
     with job.workplace.making("joined/held_out") as folder:
         np.save(folder / "keys.npy", keys)
         (folder / "moved.json").write_text(json.dumps(moved))
+
+
+def _empty_corpus(job: Job, read: Sequence[dict[str, Any]]) -> UnusableCorpusError:
+    names = ", ".join(source.name for source in job.sources)
+    bad = sum(part["bad"] for part in read)
+    if not bad:
+        return UnusableCorpusError(f"the corpus is empty: no text in {names}; give --source files with text")
+    place, problem = next(part["first"] for part in read if part["first"])
+    return UnusableCorpusError(
+        f"the corpus is empty: all {bad:,} records of {names} are bad, of which {place} {problem}; give --source files "
+        "with text, or mend these"
+    )
 
 
 def _empty_split(split: str, documents: int, moved: int) -> UnusableCorpusError:

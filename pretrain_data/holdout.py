@@ -9,7 +9,8 @@ this is repeated until nothing changes. No document is dropped.
 
 Parts of the corpus are looked at by different processes, twice: `Candidates` collects what one part has to offer,
 `choose` joins these; `seen_in_training` looks at one part for what was chosen, `settle` joins those. The result
-depends on the documents alone. Memory: about 10 bytes a word of held-out text in each process, so some 70 MB at most.
+depends on the documents alone. Memory: about 10 bytes a word of held-out text in each process, so some 70 MB at most,
+and twice that for candidates; these are as many as a part has where near-duplicates are to be removed from them first.
 """
 
 import functools
@@ -131,15 +132,18 @@ class Candidates:
 
     Attributes:
         fraction: expected share of documents, in (0, 1).
+        bounded: whether those are forgotten that `choose` would not take in any case.
         keys: `content_hash` of each.
         sizes: bytes of each.
         shingles: uint64, of each.
     """
 
     fraction: float
+    bounded: bool = True
     keys: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     shingles: list[np.ndarray] = field(default_factory=list)
+    _bytes: int = 0
 
     def offer(self, document: Document, key: int, shingler: Shingler) -> None:
         """Adds the document if its key is low enough."""
@@ -147,6 +151,17 @@ class Candidates:
             self.keys.append(key)
             self.sizes.append(document.size)
             self.shingles.append(shingler(document.lines))
+            self._bytes += self.sizes[-1]
+            if self.bounded and self._bytes > 2 * MAX_VALIDATION_BYTES:
+                self._forget()
+
+    def _forget(self) -> None:
+        """Keeps what `choose` takes of these, and the next one, which ends its choice among all candidates too."""
+        keys, sizes = np.array(self.keys, np.uint64), np.array(self.sizes, np.int64)
+        lowest = np.unique(keys, return_index=True)[1][: len(choose(keys, sizes)) + 1].tolist()
+        self.keys, self.sizes = [self.keys[i] for i in lowest], [self.sizes[i] for i in lowest]
+        self.shingles = [self.shingles[i] for i in lowest]
+        self._bytes = sum(self.sizes)
 
 
 def choose(keys: np.ndarray, sizes: np.ndarray) -> np.ndarray:

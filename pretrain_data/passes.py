@@ -15,25 +15,29 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import compress
+from itertools import compress, pairwise
 from pathlib import Path
 
 import numpy as np
 
 from albert_jax.data.vocabulary import UNK
+from albert_jax.remote import named_refusals
 from albert_jax.tokenization import AlbertTokenizer
 from pretrain_data import shards
 from pretrain_data.duplicates import Duplicates, signatures
 from pretrain_data.holdout import Candidates, Shingler, contains, content_hash, seen_in_training
 from pretrain_data.records import Counts, Encoder
 from pretrain_data.sentences import SentenceSplitter
-from pretrain_data.sources.base import Document, Part, ReadLog, Source
+from pretrain_data.sources.base import BadCount, BadRecord, Document, Part, ReadLog, Source
 from pretrain_data.workplace import Workplace
 
-# Sentences tokenized in one call: enough that calls cost nothing, few enough for memory.
+# Sentences tokenized in one call, and documents whose signatures are computed in one: enough that calls cost nothing.
 _BATCH_SENTENCES = 4096
-# Documents whose signatures are computed in one call.
 _BATCH_DOCUMENTS = 256
+# Characters in such a batch, about, and a document more: few enough for memory where sentences or documents are long.
+_BATCH_CHARACTERS = 2**22
+# Characters tokenized in one call of the tokenizer, about, and a sentence more.
+_CALL_CHARACTERS = 2**20
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Job:
         sources: the corpus.
         parts: (number of the source, part), in corpus order.
         tokenizer: decides the ids and the cleaning.
+        model: its spiece.model, which goes into the data set whatever becomes of the file meanwhile.
         language: of the sentences inside paragraphs.
         validation_fraction: expected share of documents held out.
         near_duplicates: whether documents that nearly repeat another one are left out.
@@ -54,6 +59,7 @@ class Job:
     sources: tuple[Source, ...]
     parts: tuple[tuple[int, Part], ...]
     tokenizer: AlbertTokenizer
+    model: bytes
     language: str
     validation_fraction: float
     near_duplicates: bool
@@ -103,13 +109,13 @@ class Job:
 
 
 def scan(job: Job, number: int, folder: Path) -> None:
-    """Pass 1; leaves candidates.npz, documents.json (their number) and, to remove near-duplicates, signatures.npz."""
-    candidates = Candidates(job.validation_fraction)
+    """Pass 1; leaves candidates.npz, read.json and, to remove near-duplicates, signatures.npz."""
+    candidates = Candidates(job.validation_fraction, bounded=not job.near_duplicates)
     shingler = Shingler()
     keys: list[np.ndarray] = []
     values: list[np.ndarray] = []
     batch: list[Document] = []
-    count = 0
+    count = size = 0
 
     def sign() -> None:
         found = signatures(batch)
@@ -117,13 +123,16 @@ def scan(job: Job, number: int, folder: Path) -> None:
         values.append(found[1])
         batch.clear()
 
-    for document in job.documents(number, ReadLog(job.on_bad_record)):
+    bad = BadCount()
+    for document in job.documents(number, ReadLog(job.on_bad_record, bad)):
         count += 1
         candidates.offer(document, content_hash(document.lines), shingler)
         if job.near_duplicates:
             batch.append(document)
-            if len(batch) == _BATCH_DOCUMENTS:
+            size += _characters(document)
+            if len(batch) == _BATCH_DOCUMENTS or size > _BATCH_CHARACTERS:
                 sign()
+                size = 0
     if job.near_duplicates:
         sign()
         np.savez(folder / "signatures.npz", keys=np.concatenate(keys), signatures=np.concatenate(values))
@@ -134,7 +143,7 @@ def scan(job: Job, number: int, folder: Path) -> None:
         offsets=np.cumsum([0, *map(len, candidates.shingles)], dtype=np.int64),
         shingles=np.concatenate([np.zeros(0, np.uint64), *candidates.shingles]),
     )
-    (folder / "documents.json").write_text(json.dumps(count))
+    (folder / "read.json").write_text(json.dumps({"documents": count, "bad": len(bad), "first": bad.first}))
 
 
 def guard(job: Job, number: int, folder: Path) -> None:
@@ -146,7 +155,8 @@ def guard(job: Job, number: int, folder: Path) -> None:
         key = content_hash(document.lines)
         return job.keeps(key, number, next(ordinals)) and not contains(keys, key)
 
-    seen = seen_in_training(vocabulary, job.documents(number, ReadLog(job.on_bad_record)), in_training)
+    documents = job.documents(number, ReadLog(job.on_bad_record, BadCount()))
+    seen = seen_in_training(vocabulary, documents, in_training)
     np.save(folder / "seen.npy", np.packbits(seen))
 
 
@@ -160,7 +170,7 @@ class _Split:
 
 def tokenize(job: Job, number: int, folder: Path) -> None:
     """Pass 3; leaves a shard and its index for each split, counts.json and, where there are any, quarantined.jsonl."""
-    log = ReadLog(job.on_bad_record)
+    log = ReadLog(job.on_bad_record, _Quarantine(folder / "quarantined.jsonl"))
     vocab_size = job.tokenizer.vocab_size
     splits = {
         split: _Split(shards.ShardWriter(folder / f"{split}.array_record", vocab_size), Counts())
@@ -171,7 +181,7 @@ def tokenize(job: Job, number: int, folder: Path) -> None:
     try:
         for batch in _batches(job, number, log, dropped):
             texts = [text for _, _, sentences in batch for text in sentences]
-            tokens, lengths = job.tokenizer.encode_sentences_flat(texts)
+            tokens, lengths = _encoded(job.tokenizer, texts)
             first, begin = 0, 0
             for document, key, sentences in batch:
                 own = lengths[first : first + len(sentences)]
@@ -188,6 +198,15 @@ def tokenize(job: Job, number: int, folder: Path) -> None:
     _write_counts(folder, splits, dropped, log)
 
 
+def _encoded(tokenizer: AlbertTokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """`encode_sentences_flat` in several calls where the texts are long: a call takes up to 300 bytes a character."""
+    groups = np.cumsum([len(text) for text in texts]) // _CALL_CHARACTERS
+    cuts = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(texts)]
+    calls = [tokenizer.encode_sentences_flat(texts[a:b]) for a, b in pairwise(cuts)]
+    tokens, lengths = (np.concatenate(arrays) for arrays in zip(*calls, strict=True))
+    return tokens, lengths
+
+
 def _write_counts(folder: Path, splits: dict[str, _Split], dropped: Counter[str], log: ReadLog) -> None:
     counts = {
         "splits": {name: asdict(split.counts) for name, split in splits.items()},
@@ -196,21 +215,31 @@ def _write_counts(folder: Path, splits: dict[str, _Split], dropped: Counter[str]
         "quarantined": len(log.bad),
     }
     (folder / "counts.json").write_text(json.dumps(counts))
-    if log.bad:
-        with open(folder / "quarantined.jsonl", "w", encoding="utf-8") as file:
-            for place, problem, raw in log.bad:
-                # Latin-1 gives every byte a character, so nothing of a record that is no UTF-8 is lost.
-                record = {"place": place, "problem": problem, "bytes_as_latin1": raw.decode("latin-1")}
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+class _Quarantine(BadCount):
+    """Writes bad records to a file as they come, for they may be many; no file is made where none comes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def append(self, record: BadRecord, /) -> None:
+        super().append(record)
+        place, problem, raw = record
+        # Latin-1 gives every byte a character, so nothing of a record that is no UTF-8 is lost.
+        kept = {"place": place, "problem": problem, "bytes_as_latin1": raw.decode("latin-1")}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(kept, ensure_ascii=False) + "\n")
 
 
 def _batches(
     job: Job, number: int, log: ReadLog, dropped: Counter[str]
 ) -> Iterator[list[tuple[Document, int, list[str]]]]:
-    """Yields runs of (document, its key, its sentences) of some thousand sentences."""
+    """Yields runs of (document, its key, its sentences) of some thousand sentences, or fewer if they are long."""
     source = job.sources[job.parts[number][0]]
     batch: list[tuple[Document, int, list[str]]] = []
-    size = 0
+    size = characters = 0
     for ordinal, document in enumerate(job.documents(number, log)):
         key = content_hash(document.lines)
         if not job.keeps(key, number, ordinal):
@@ -220,11 +249,16 @@ def _batches(
         sentences = lines if source.lines == "sentence" else [s for line in lines for s in job.splitter.split(line)]
         batch.append((document, key, sentences))
         size += len(sentences)
-        if size >= _BATCH_SENTENCES:
+        characters += _characters(document)
+        if size >= _BATCH_SENTENCES or characters > _BATCH_CHARACTERS:
             yield batch
-            batch, size = [], 0
+            batch, size, characters = [], 0, 0
     if batch:
         yield batch
+
+
+def _characters(document: Document) -> int:
+    return sum(map(len, document.lines))
 
 
 def _write_document(
@@ -262,8 +296,12 @@ PASSES: dict[str, Callable[[Job, int, Path], None]] = {"scan": scan, "guard": gu
 
 
 def run(job: Job, name: str, number: int) -> int:
-    """Runs one pass over one part and keeps the result; returns the part's number."""
-    with job.workplace.making(result(name, number)) as folder:
+    """Runs one pass over one part and keeps the result; returns the part's number.
+
+    Raises:
+        UserError: the part cannot be read, or the workplace's store cannot be reached.
+    """
+    with named_refusals(job.workplace.path), job.workplace.making(result(name, number)) as folder:
         PASSES[name](job, number, folder)
     return number
 

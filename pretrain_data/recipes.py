@@ -3,6 +3,7 @@
 
 import ast
 import importlib.util
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,10 +26,10 @@ def load_recipe(name: str | None, settings: Sequence[str]) -> ml_collections.Con
     """
     config = pretraining(AlbertConfig()) if name is None else _from_file(name)
     for setting in settings:
-        field, sign, text = setting.partition("=")
+        field, sign, text = setting.removeprefix("config.").partition("=")  # train.py has the prefix
         if not sign:
             raise UserError(f"--set {setting} has no value; give FIELD=VALUE, such as data.sequence_length=128")
-        check_overrides([f"--config.{setting}"])
+        check_overrides([f"--config.{field}"])
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -37,7 +38,8 @@ def load_recipe(name: str | None, settings: Sequence[str]) -> ml_collections.Con
             config.update_from_flattened_dict({field: value})
         except (TypeError, ValueError, KeyError) as error:
             raise UserError(
-                f"--set {setting} does not fit the field ({error}); see albert_jax/training/recipe.py"
+                f"--set {setting} does not fit the field, which is {operator.attrgetter(field)(config)!r} here; see "
+                "albert_jax/training/recipe.py"
             ) from error
     return config
 
@@ -48,6 +50,12 @@ def _from_file(name: str) -> ml_collections.ConfigDict:
     if spec is None or spec.loader is None:
         raise UserError(f"--config {name}: there is no Python file {path!r}; give one such as configs/base.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config: ml_collections.ConfigDict = module.get_config(variant)
+    try:
+        spec.loader.exec_module(module)
+        config: ml_collections.ConfigDict = module.get_config(variant)
+    except (AttributeError, ImportError, SyntaxError, TypeError) as error:
+        raise UserError(
+            f"--config {name} cannot be loaded ({type(error).__name__}: {error}); give a file with get_config(), "
+            "such as configs/base.py"
+        ) from error
     return config

@@ -7,7 +7,9 @@ And its bytes differ from run to run, because a protobuf map has no order. The s
 come, in constant memory and to the same bytes every time; `tfds.folder_dataset.write_metadata` makes them a data set.
 """
 
+import errno
 import hashlib
+import os
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -145,7 +147,7 @@ def _told_plainly(call: Callable[..., Any], *arguments: object) -> Any:
     try:
         return call(*arguments)
     except RuntimeError as error:
-        if "No space left" in str(error) or "quota" in str(error):
+        if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
             raise UserError(f"the disk is full ({error}); free some space or give another --out") from error
         raise
 

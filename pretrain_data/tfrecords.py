@@ -89,7 +89,7 @@ def write_tfrecords(
         OSError: a file cannot be written. Then, as after any other exception, nothing is left under the final names.
     """
     if epochs < 1 or shards < 1:
-        raise UserError(f"epochs {epochs} and shards {shards} must be at least 1")
+        raise UserError(f"--epochs {epochs} and --shards {shards} must be at least 1")
     written = Written(_names(out, shards))
     total = _rows_until(stream, epochs)
     with _files_in_place_when_whole(written.files) as files, tqdm(total=total, unit="rec", disable=None) as bar:

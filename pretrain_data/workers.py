@@ -5,9 +5,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for
 from typing import Any, Protocol
 
@@ -45,10 +46,12 @@ class Here:
     def run(self, job: Job, name: str, numbers: Sequence[int]) -> None:
         """See `Workers`."""
         progress = Progress(TASKS[name], sum(job.parts[number][1].size for number in numbers))
-        for number in numbers:
-            passes.run(job, name, number)
-            progress.add(job.parts[number][1].size)
-        progress.close()
+        try:
+            for number in numbers:
+                passes.run(job, name, number)
+                progress.add(job.parts[number][1].size)
+        finally:
+            progress.close()
 
     def close(self) -> None:
         """Nothing to let go."""
@@ -78,6 +81,25 @@ def _run(name: str, number: int) -> int:
     return passes.run(_job, name, number)
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds SIGTERM back and ignores Ctrl-C while processes start: one that is half started would tell at length."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    # What is ignored here is ignored in the new processes from their first moment.
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    terminate = signal.signal(signal.SIGTERM, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, terminate)
+        for number in held:
+            signal.raise_signal(number)
+
+
 class Processes:
     """Runs parts in processes of this machine.
 
@@ -98,7 +120,8 @@ class Processes:
             UserError: what a worker met, or that a worker was killed.
         """
         progress = Progress(TASKS[name], sum(job.parts[number][1].size for number in numbers))
-        waiting: set[Future[int]] = {self._pool.submit(_run, name, number) for number in numbers}
+        with _uninterrupted():
+            waiting: set[Future[int]] = {self._pool.submit(_run, name, number) for number in numbers}
         try:
             while waiting:
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)

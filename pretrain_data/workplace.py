@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from albert_jax.errors import UserError
-from albert_jax.remote import filesystem, is_remote
+from albert_jax.remote import exists, filesystem, is_remote
 
 _DONE = "done"  # in an object store the last file of a finished folder; on disk a rename does the same
 _SCRATCH = "scratch-"
@@ -32,8 +32,8 @@ class Workplace:
     """
 
     def __init__(self, out: str) -> None:
-        parent, name = out.rstrip("/").rsplit("/", 1) if "/" in out.rstrip("/") else (".", out)
-        self.path = f"{parent}/.{name}.building"
+        parent, slash, name = out.rstrip("/").rpartition("/")
+        self.path = f"{parent if slash else '.'}/.{name}.building"
         self.remote = is_remote(out)
 
     def finished(self) -> set[str]:
@@ -62,7 +62,11 @@ class Workplace:
             target = Path(self.path, name)
             target.parent.mkdir(exist_ok=True)
             folder.chmod(0o755)
-            os.rename(folder, target)
+            try:
+                os.rename(folder, target)
+            except OSError:
+                if not target.is_dir():  # a cluster may run a part twice, which leaves the same twice
+                    raise
             return
         store = filesystem(self.path)
         for path in folder.iterdir():
@@ -96,7 +100,7 @@ class Workplace:
         name = f"{self.path}/identity.json"
         if self.remote:
             store = filesystem(self.path)
-            if store.exists(name) and store.cat_file(name).decode() == text:
+            if exists(name) and store.cat_file(name).decode() == text:
                 return True
             self.remove()
             store.pipe_file(name, text.encode())
@@ -109,6 +113,11 @@ class Workplace:
         Path(self.path).mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text, encoding="utf-8")
         return False
+
+    def begun(self) -> bool:
+        """Whether a build has claimed the workplace and did not end."""
+        name = f"{self.path}/identity.json"
+        return exists(name) if self.remote else Path(name).is_file()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -140,5 +149,5 @@ class Workplace:
         """Removes the workplace and all in it."""
         if not self.remote:
             shutil.rmtree(self.path, ignore_errors=True)
-        elif filesystem(self.path).exists(self.path):
+        elif exists(self.path):
             filesystem(self.path).rm(self.path, recursive=True)

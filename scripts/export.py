@@ -22,7 +22,7 @@ from albert_jax.convert.huggingface import save_checkpoint, unshared
 from albert_jax.convert.model_card import model_card
 from albert_jax.convert.whole_directory import is_taken, whole_directory
 from albert_jax.errors import UserError
-from albert_jax.remote import Spool, directory, is_remote
+from albert_jax.remote import Spool, directory, is_remote, local_path
 from albert_jax.tokenization import AlbertTokenizer
 
 
@@ -112,8 +112,8 @@ def _last_evaluation(records: list[dict[str, Any]], step: int) -> dict[str, Any]
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=directory, required=True, help="of the training run")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="directory to make")
+    parser.add_argument("--workdir", required=True, help="of the training run")
+    parser.add_argument("--out", required=True, help="directory to make")
     parser.add_argument("--step", type=int, help="checkpoint to export (default: the newest)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export at --out")
     parser.add_argument(
@@ -122,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells how it opens what it opens
     try:
+        args.workdir, args.out = directory(args.workdir), local_path(args.out)
         step = export(args.workdir, args.out, args.step, args.overwrite, args.unshare)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

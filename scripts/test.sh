@@ -53,6 +53,7 @@ check() {
 check ruff check .
 check ruff format --check .
 check mypy
-check pytest "$@"
+# Files in parallel: a file's fixtures are made once. Tests that start programs leave cores idle meanwhile.
+check pytest -n auto --maxprocesses 4 --dist loadfile "$@"
 [ -z "$failed" ] || { echo "not passed: $failed" >&2; exit 1; }
 echo "all checks passed"

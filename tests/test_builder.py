@@ -17,7 +17,7 @@ import pytest
 
 from albert_jax.data.store import TextStore
 from albert_jax.errors import UserError
-from pretrain_data import passes
+from pretrain_data import builder, passes, workers
 from pretrain_data.__main__ import main
 from pretrain_data.workplace import Workplace
 from tests.corpora import build, documents, records, sentences_of, write
@@ -112,6 +112,17 @@ def test_the_content_does_not_depend_on_where_parts_end(
     assert fingerprints[0] == fingerprints[1]
 
 
+def test_the_content_does_not_depend_on_how_much_is_tokenized_or_compared_at_once(
+    tmp_path: Path, corpus: Path, vocab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--drop-near-duplicates", "--workers", "1"]
+    assert main(command(corpus, vocab, tmp_path / "large", *options)) == 0
+    monkeypatch.setattr(passes, "_BATCH_CHARACTERS", 300)  # some documents
+    monkeypatch.setattr(passes, "_CALL_CHARACTERS", 100)  # some sentences
+    assert main(command(corpus, vocab, tmp_path / "small", *options)) == 0
+    assert contents(tmp_path / "small") == contents(tmp_path / "large")
+
+
 def killed(arguments: list[str], out: Path, sign: int, finished: int) -> int:
     """Starts a build in a process group of its own and sends `sign` to it when `finished` results are there."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -180,6 +191,46 @@ def test_a_second_build_of_the_same_output_is_refused_while_the_first_one_runs(
     assert "another build is writing to" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     assert main(command(corpus, vocab, tmp_path / "out")) == 0
+
+
+def test_what_comes_to_be_at_the_output_during_a_build_is_not_replaced(
+    tmp_path: Path, corpus: Path, vocab: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*arguments: Any) -> None:
+        assemble(*arguments)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+
+    assemble = builder.assemble
+    monkeypatch.setattr(builder, "assemble", late)
+    assert main(command(corpus, vocab, tmp_path / "out")) == 2
+    assert "out' exists; give another --out" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+def test_a_part_that_is_run_twice_leaves_the_first_result(tmp_path: Path) -> None:
+    workplace = Workplace(f"{tmp_path}/out/")
+    for _ in range(2):
+        with workplace.making("scan/000001") as folder:
+            (folder / "read.json").write_text("{}")
+    assert workplace.finished() == {"scan/000001"} and workplace.path == f"{tmp_path}/.out.building"
+    assert [path.name for path in Path(workplace.path).iterdir()] == ["scan"]
+
+
+def test_the_start_of_processes_is_not_interrupted() -> None:
+    came: list[int] = []
+    before = [signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        with workers._uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            assert not came
+        assert came == [signal.SIGTERM]
+        signal.raise_signal(signal.SIGINT)
+        assert came == [signal.SIGTERM, signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
 
 
 def test_a_worker_that_is_killed_is_told_and_its_parts_are_done_by_the_next_call(

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from pretrain_data import holdout
-from pretrain_data.holdout import HeldOut, Shingler, choose, content_hash, seen_in_training, settle, word_hashes
+from pretrain_data.holdout import (
+    Candidates,
+    HeldOut,
+    Shingler,
+    choose,
+    content_hash,
+    seen_in_training,
+    settle,
+    word_hashes,
+)
 from pretrain_data.sources.base import Document
 from tests.corpora import documents
 
@@ -61,6 +70,30 @@ def test_the_lowest_keys_are_chosen_until_the_limit_and_one_at_least(monkeypatch
     assert choose(keys, sizes).tolist() == [10, 30]
     monkeypatch.setattr(holdout, "MAX_VALIDATION_BYTES", 3)
     assert choose(keys, sizes).tolist() == [10]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_parts_may_forget_candidates_and_the_choice_is_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(seed)
+    corpus = [Document(str(i), [str(rng.randrange(999)) * rng.choice((1, 2, 100))]) for i in range(400)]
+    monkeypatch.setattr(holdout, "MAX_VALIDATION_BYTES", rng.choice((10, 1000)))
+
+    def found(bounded: bool, parts: int) -> tuple[list[int], int]:
+        keys, sizes, most = [], [], 0
+        for part in range(parts):
+            candidates = Candidates(0.9, bounded)
+            for document in corpus[part::parts]:
+                candidates.offer(document, content_hash(document.lines), Shingler())
+                most = max(most, sum(candidates.sizes))
+            assert len(candidates.keys) == len(candidates.sizes) == len(candidates.shingles)
+            keys += candidates.keys
+            sizes += candidates.sizes
+        return choose(np.array(keys, np.uint64), np.array(sizes)).tolist(), most
+
+    everything, size = found(bounded=False, parts=1)
+    for parts in (1, 3, 20):
+        chosen, most = found(bounded=True, parts=parts)
+        assert chosen == everything and most < 2000 + 301 < size
 
 
 def slow_guard(chosen: dict[int, set[int]], training: list[set[int]]) -> set[int]:

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each bad input ends in one sentence on standard error and exit status 2, and leaves nothing behind."""
 
+import errno
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import sentencepiece
 
+from albert_jax.tokenization import AlbertTokenizer
 from pretrain_data.__main__ import main
 
 TEXT = "The river is wide.\nThe harbor is near.\n\nThe winter was long.\nThe garden sleeps.\n" * 40
@@ -162,6 +165,57 @@ def test_a_full_disk_is_one_sentence_and_costs_no_finished_work(
     assert main(["build", *map(str, arguments)]) == 0
     assert "going on from" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "text.txt"]
+
+
+def test_a_disk_that_fills_while_an_array_is_written_is_one_sentence_too(
+    capsys: pytest.CaptureFixture[str], vocab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError("103539 requested and 40944 written")  # NumPy's own words
+
+    (tmp_path / "text.txt").write_text("\n\n".join(f"The river {i} is wide and {i * i} long." for i in range(200)))
+    arguments = ["--source", tmp_path / "text.txt", "--vocab", vocab, "--out", tmp_path / "out"]
+    arguments += ["--validation-fraction", "0.2", "--workers", "1"]
+    monkeypatch.setattr("pretrain_data.builder.np.save", full)
+    assert "the disk is full (103539 requested and 40944 written)" in fails(capsys, "build", *arguments)
+    monkeypatch.undo()
+    monkeypatch.setattr("pretrain_data.shards.ArrayRecordWriter", raising(RuntimeError("write(): File too large")))
+    assert "the disk is full (write(): File too large)" in fails(capsys, "build", *arguments)
+    denied = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "out"))
+    monkeypatch.setattr("pretrain_data.__main__.build", raising(denied))
+    assert "out' cannot be used (Permission denied); check" in fails(capsys, "build", *arguments)
+    monkeypatch.setattr("pretrain_data.__main__.build", raising(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output error"):
+        main(["build", *map(str, arguments)])
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def raises(*arguments: object, **options: object) -> None:
+        raise error
+
+    return raises
+
+
+def test_a_corpus_of_bad_records_only_is_not_called_empty_without_saying_why(
+    capsys: pytest.CaptureFixture[str], vocab: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"content": "The river is wide."}\n' * 1000)
+    arguments = ["--source", tmp_path / "a.jsonl", "--vocab", vocab, "--out", tmp_path / "out"]
+    message = fails(capsys, "build", *arguments, "--on-bad-record", "quarantine")
+    assert (
+        "all 1,000 records of a are bad, of which '" in message and "a.jsonl' line 1 (byte 0) has no field" in message
+    )
+
+
+def test_a_vocabulary_in_a_tokenizer_json_becomes_the_data_sets_model(vocab: Path, tmp_path: Path) -> None:
+    AlbertTokenizer.from_pretrained(vocab).save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "spiece.model").unlink()
+    (tmp_path / "text.txt").write_text("\n\n".join(f"The river {i} is wide and {i * i} long." for i in range(200)))
+    arguments = ["--source", tmp_path / "text.txt", "--vocab", tmp_path / "hf", "--out", tmp_path / "out"]
+    assert main(["build", *map(str, arguments), "--validation-fraction", "0.2"]) == 0
+    text = "The river is wide."
+    original, copy = (AlbertTokenizer.from_pretrained(file) for file in (vocab, tmp_path / "out" / "spiece.model"))
+    assert original(text).input_ids == copy(text).input_ids
 
 
 def test_a_vocabulary_keeps_its_cleaning_and_another_is_refused(

@@ -109,6 +109,22 @@ def test_a_source_file_or_name_given_twice_is_refused(tmp_path: Path) -> None:
     assert "two sources are called 'x'" in refusal(lambda: opened(f"x={a}", f"x={tmp_path}/b.txt"))
 
 
+def test_a_sample_of_bad_records_ends_early_and_keeps_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"content": "One. Two."}\n' * 9999 + '{"text": "One. Two."}\n')
+    looked_at = 0
+
+    def parsed(raw: bytes, offset: int) -> object:
+        nonlocal looked_at
+        looked_at += 1
+        return json.loads(raw)
+
+    monkeypatch.setattr(json_lines, "_parsed", parsed)
+    assert opened(tmp_path / "a.jsonl", lines="detect")[0].lines == "sentence"
+    assert 0 < looked_at < 5000
+
+
 def test_kinds_that_are_unknown_or_mixed_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("One.")
     (tmp_path / "b.jsonl").write_text("{}")

@@ -74,22 +74,26 @@ def _table(left: str, right: str, rows: list[tuple[str, Any]]) -> str:
 
 
 def _training_facts(meta: dict[str, Any]) -> list[tuple[str, Any]]:
-    model, data = AlbertConfig.from_dict(meta["model"]), meta["data"]
-    train, vocabulary = data["splits"]["train"], data["vocabulary"]
+    model, vocabulary = AlbertConfig.from_dict(meta["model"]), meta["data"]["vocabulary"]
     flags = f"do_lower_case={vocabulary['do_lower_case']}, keep_accents={vocabulary['keep_accents']}"
     return [
         ("parameters", f"{model.pretraining_parameters():,}"),
         ("optimizer steps", f"{meta['step']:,}"),
         ("rows of the stream consumed", f"{meta['position']:,}"),
-        (
-            "training text",
-            f"{train['documents']:,} documents, {train['sentences']:,} sentences, {train['tokens']:,} tokens",
-        ),
+        ("training text", _training_text(meta["data"])),
         ("training text fingerprint", f"`{meta['data_fingerprint']}`"),
         ("vocabulary", f"{vocabulary['size']:,} pieces, {flags}"),
         ("vocabulary SHA-256", f"`{meta['vocabulary_sha256']}`"),
-        ("data set built by", data["created_by"]),
+        *([("data set built by", meta["data"]["created_by"])] if "created_by" in meta["data"] else []),
     ]
+
+
+def _training_text(data: dict[str, Any]) -> str:
+    """The size of a data set's training text, or of Google's records."""
+    if "records" in data:
+        return str(data["records"]["train"])
+    train = data["splits"]["train"]
+    return f"{train['documents']:,} documents, {train['sentences']:,} sentences, {train['tokens']:,} tokens"
 
 
 def _validation(evaluation: dict[str, Any] | None) -> str:

@@ -10,15 +10,16 @@ from albert_jax.data import counter_rng
 from albert_jax.errors import UserError
 
 _ROW_ORDER, _RANK = 300, 310
-_FINEST, _LARGEST = 1000, 1000  # of weights: denominators, and the weights themselves
+_FINEST, _LARGEST = 1000, 1000  # of weights: their denominator, and the weights themselves
 
 
-def source_weights(text: str, given: Mapping[str, float]) -> dict[str, Fraction]:
-    """The weights of a data set's sources, exactly.
+def source_weights(text: str, given: Mapping[str, float], setting: str = "data.weights") -> dict[str, Fraction]:
+    """The weights of a data set's sources, exactly; as floats in a manifest they stay what they are.
 
     Args:
       text: 'wiki=1,books=2.5' overrides those that it names; empty overrides none.
       given: name -> weight, as the data set was built.
+      setting: what the person knows `text` by.
 
     Raises:
       UserError: where a source or a weight is not one.
@@ -27,13 +28,13 @@ def source_weights(text: str, given: Mapping[str, float]) -> dict[str, Fraction]
     for part in filter(None, text.split(",")):
         name, equals, weight = part.partition("=")
         if not equals:
-            raise UserError(f"data.weights {text!r} has {part!r} where NAME=WEIGHT is needed, as in wiki=1,books=2.5.")
+            raise UserError(f"{setting} {text!r} has {part!r} where NAME=WEIGHT is needed, as in wiki=1,books=2.5.")
         if name.strip() not in given:
-            raise UserError(f"data.weights names the source {name.strip()!r}; the data set has {', '.join(given)}.")
+            raise UserError(f"{setting} names the source {name.strip()!r}; the data set has {', '.join(given)}.")
         weights[name.strip()] = weight.strip()
     exact = {name: _weight(name, weight) for name, weight in weights.items()}
     if not any(exact.values()):
-        raise UserError(f"all sources ({', '.join(exact)}) have weight 0; give one of them more in data.weights.")
+        raise UserError(f"all sources ({', '.join(exact)}) have weight 0; give one of them more in {setting}.")
     return exact
 
 
@@ -42,7 +43,7 @@ def _weight(name: str, text: str) -> Fraction:
         weight = Fraction(text)
     except (ValueError, ZeroDivisionError) as e:
         raise UserError(f"the weight {text!r} of the source {name} is not a number, such as 2 or 0.5.") from e
-    if not 0 <= weight <= _LARGEST or weight.denominator > _FINEST:
+    if not 0 <= weight <= _LARGEST or _FINEST % weight.denominator:
         raise UserError(
             f"the weight {text} of the source {name} must lie between 0 and {_LARGEST} and have at most three decimals."
         )

@@ -20,6 +20,7 @@ from albert_jax.data.store import TextStore, read_manifest
 from albert_jax.data.stream import BORROWING, PretrainingStream, Stream
 from albert_jax.data.vocabulary import Vocabulary
 from albert_jax.errors import UserError
+from albert_jax.remote import local_path
 
 _log = logging.getLogger(__name__)
 LEAST_WORD_STARTS = 0.1  # share of tokens; text with spaces has 0.6 and more
@@ -169,6 +170,7 @@ def _open_records(config: ml_collections.ConfigDict) -> Data:
     ):
         if not c[name]:
             raise UserError(f"data.recipe 'baked' needs {what}; pass --config.data.{name}=...")
+        local_path(c[name])
     file = pathlib.Path(c.vocab)
     vocabulary = _vocabulary(config, file)
     train, validation = (

@@ -14,7 +14,7 @@ from albert_jax.convert.google import load_google_checkpoint
 from albert_jax.convert.huggingface import Checkpoint, fit, read_checkpoint
 from albert_jax.errors import UserError
 from albert_jax.model import Parameters
-from albert_jax.remote import directory
+from albert_jax.remote import directory, is_remote
 from albert_jax.training.checkpoint import load_parameters
 from albert_jax.training.data import vocabulary_file
 from albert_jax.training.step import initial_parameters
@@ -43,6 +43,10 @@ def starting_parameters(config: ml_collections.ConfigDict) -> Parameters:
         given, meta = load_parameters(source)
         architecture, vocabulary = AlbertConfig.from_dict(meta["config"]["model"]), meta["vocabulary_sha256"]
         _log.info("starting from step %s of %s, with a fresh optimizer.", meta["step"], source)
+    elif is_remote(source):
+        raise UserError(
+            f"init_from {source} is no training workdir, and other checkpoints are read from a disk only; copy it."
+        )
     elif (source / "config.json").is_file():
         architecture, vocabulary = AlbertConfig.from_pretrained(source), _vocabulary_of(source)
         given = _fitting(read_checkpoint(source), fresh)

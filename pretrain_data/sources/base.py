@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 from albert_jax.errors import UserError
 
@@ -74,6 +74,29 @@ class Part:
         return sum(span.size for span in self.spans)
 
 
+BadRecord = tuple[str, str, bytes]  # place, problem and bytes, as `ReadLog.refuse` is given them
+
+
+class BadCount:
+    """Bad records that are counted and not kept.
+
+    Attributes:
+        first: the place and the problem of the first.
+    """
+
+    def __init__(self) -> None:
+        self.first: tuple[str, str] | None = None
+        self._count = 0
+
+    def append(self, record: BadRecord, /) -> None:
+        """Counts it."""
+        self.first = self.first or record[:2]
+        self._count += 1
+
+    def __len__(self) -> int:
+        return self._count
+
+
 class BadRecordError(Exception):
     """A bad record, on its way to `ReadLog.refuse`, whose `problem` and `remedy` it holds."""
 
@@ -88,14 +111,14 @@ class ReadLog:
 
     Attributes:
         on_bad_record: `STOP` or `QUARANTINE`.
-        bad: with `QUARANTINE` the records that were set aside: ``place``, ``problem`` and the record's bytes.
+        bad: takes the records that are set aside, with `QUARANTINE`: a list, which keeps them, or a `BadCount`.
         cut_lines: lines longer than `MAX_LINE_BYTES`.
         split_documents: documents longer than `MAX_DOCUMENT_BYTES`.
         empty_documents: documents without text (white space only, null, or set aside whole), which are left out.
     """
 
     on_bad_record: str = STOP
-    bad: list[tuple[str, str, bytes]] = field(default_factory=list)
+    bad: Any = field(default_factory=list)
     cut_lines: int = 0
     split_documents: int = 0
     empty_documents: int = 0

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple, Protocol
 
 import zstandard
 
 from albert_jax.errors import UserError
-from albert_jax.remote import filesystem, is_remote, named_refusals
+from albert_jax.remote import exists, filesystem, is_remote, named_refusals
 from pretrain_data.sources.base import MAX_LINE_BYTES, PART_BYTES, Document, Part, ReadLog, Span, cut
 
 # Compressed bytes that are about a part of text; a larger archive is shared by up to `MAX_STRIDE` parts. Each of them
@@ -112,7 +112,7 @@ def _status(path: str, status: os.stat_result) -> tuple[str, File]:
 def _in_store(pattern: str) -> list[tuple[str, File]]:
     """(kind, file) of whatever a pattern matches in an object store."""
     store = filesystem(pattern)
-    if store.exists(pattern):
+    if exists(pattern):
         return [_object(pattern, store.info(pattern))]
     found = store.glob(pattern, detail=True) if glob.has_magic(pattern) else {}
     return [_object(store.unstrip_protocol(path), found[path]) for path in sorted(found)]
@@ -185,26 +185,61 @@ _CODECS = {
 COMPRESSED_SUFFIXES = tuple(_CODECS)
 
 
+class SupportsRead(Protocol):
+    """Whatever bytes can be read from, one after the other."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes; none at the end."""
+
+    def close(self) -> None:
+        """Lets go of it."""
+
+
 def is_compressed(path: str) -> bool:
     """Whether the suffix is that of an archive: .gz .xz .bz2 .zst."""
     return path.lower().endswith(COMPRESSED_SUFFIXES)
 
 
-def open_binary(path: str) -> BinaryIO:
-    """Opens a file for reading, decompressed where its suffix says so.
-
-    Returns:
-        A buffered stream, seekable unless it is decompressed. All members of an archive are read, and their checksums
-        checked.
+def open_raw(path: str) -> BinaryIO:
+    """Opens a file, local or in an object store, for reading as it is: a buffered and seekable stream.
 
     Raises:
-        UserError: it cannot be opened; later, from the stream: it cannot be read, or the archive is damaged or cut off.
+        UserError: it cannot be opened; later, from an object store's stream: it cannot be read.
     """
     with _told_plainly(path):
         file: Any = _RemoteFile(path) if is_remote(path) else open(path, "rb", buffering=0)  # noqa: SIM115
-    codec = _CODECS.get(os.path.splitext(path)[1].lower())
-    stream = io.BufferedReader(file, _BLOCK)
-    return io.BufferedReader(_Decompressed(stream, path, codec), _BLOCK) if codec else stream
+    return io.BufferedReader(file, _BLOCK)
+
+
+def open_binary(path: str) -> BinaryIO:
+    """Opens a file for reading, `decompressed` where its suffix says so.
+
+    Returns:
+        A buffered stream, seekable unless it is decompressed.
+
+    Raises:
+        UserError: as `open_raw`.
+    """
+    stream = open_raw(path)
+    return decompressed(stream, path) if is_compressed(path) else stream
+
+
+def decompressed(stream: SupportsRead, path: str, begin: int = 0) -> BinaryIO:
+    """The contents of an archive, or of whole members of one, from where a stream of its bytes stands to its end.
+
+    Args:
+        stream: of bytes; closed with what is returned.
+        path: the archive's, whose suffix tells the format.
+        begin: where in the archive the stream stands, for what an error says.
+
+    Returns:
+        A buffered stream. All members are read, and their checksums checked.
+
+    Raises:
+        UserError: later, from the stream: the archive is damaged or cut off.
+    """
+    codec = _CODECS[os.path.splitext(path)[1].lower()]
+    return io.BufferedReader(_Decompressed(stream, path, codec, begin), _BLOCK)
 
 
 class _RemoteFile(io.RawIOBase):
@@ -241,12 +276,12 @@ class _Decompressed(io.RawIOBase):
     whatever is not decoded is an error.
     """
 
-    def __init__(self, file: BinaryIO, path: str, codec: _Codec) -> None:
+    def __init__(self, file: SupportsRead, path: str, codec: _Codec, begin: int) -> None:
         self._file, self._path, self._codec = file, path, codec
         self._decoder = codec.new()
         self._fed = b""  # read from the file, not yet given to the decoder
         self._ready = memoryview(b"")
-        self._read = self._decoded = 0
+        self._begin, self._read, self._decoded = begin, 0, 0
 
     def readable(self) -> bool:
         return True
@@ -290,9 +325,10 @@ class _Decompressed(io.RawIOBase):
         self._ready = memoryview(decoded)
 
     def _error(self, what: str) -> UserError:
+        of_text = "" if self._begin else f", byte {self._decoded} of its text"
         return UserError(
-            f"{self._path!r} {what} near byte {self._read} of the archive, byte {self._decoded} of its text; check it "
-            f"with {self._codec.tool} -t and fetch or pack it again"
+            f"{self._path!r} {what} near byte {self._begin + self._read} of the archive{of_text}; check it with "
+            f"{self._codec.tool} -t and fetch or pack it again"
         )
 
     def close(self) -> None:
@@ -319,9 +355,9 @@ def unchanged(span: Span) -> Iterator[None]:
 
 
 @contextmanager
-def reading(span: Span) -> Iterator[BinaryIO]:
-    """Opens a span's file as `open_binary` does, and sees to it that it is `unchanged`."""
-    with unchanged(span), open_binary(span.path) as stream:
+def reading(span: Span, opener: Callable[[str], BinaryIO] = open_binary) -> Iterator[BinaryIO]:
+    """Opens a span's file by `open_binary` or `open_raw`, and sees to it that it is `unchanged`."""
+    with unchanged(span), opener(span.path) as stream:
         yield stream
 
 

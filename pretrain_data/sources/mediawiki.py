@@ -6,16 +6,23 @@ import re
 import sys
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
 import mwxml
 from mwxml.element_iterator import ElementIterator
 
 from albert_jax.errors import UserError
-from albert_jax.remote import filesystem, is_remote, named_refusals
 from pretrain_data.sources.base import PART_BYTES, Document, Part, ReadLog, Span, bounded, text_lines
-from pretrain_data.sources.files import File, FileSource, check_unchanged, is_compressed, open_binary, reading
+from pretrain_data.sources.files import (
+    File,
+    FileSource,
+    SupportsRead,
+    decompressed,
+    is_compressed,
+    open_binary,
+    open_raw,
+    reading,
+)
 from pretrain_data.sources.wikitext import WikitextError, paragraphs
 
 # A dump that can only be read from its beginning is shared by up to `_MOST_STRIDES` parts, each of which reads all of
@@ -43,7 +50,7 @@ class MediaWikiDump(FileSource):
     others by every part from the beginning.
 
     Args:
-        pattern: as for `files.expand`; .bz2, .gz, .xz and .zst are decompressed.
+        pattern: as for `files.listed`; .bz2, .gz, .xz and .zst are decompressed.
         name: what the source is called; the ids are unique within one wiki.
     """
 
@@ -75,7 +82,7 @@ class MediaWikiDump(FileSource):
                 with reading(span) as stream:
                     yield from self.documents(stream, span, log)
             else:
-                with _undecoded(span) as stream:
+                with reading(span, open_raw) as stream:
                     pages = _Pages(stream, span)
                     yield from self.documents(pages, span, log) if pages else ()
 
@@ -171,7 +178,7 @@ def _head(path: str) -> bytes | None:
     if not path.lower().endswith(".bz2"):
         return None
     decoder = bz2.BZ2Decompressor()
-    with _opened(path) as stream:
+    with open_raw(path) as stream:
         try:
             head = decoder.decompress(stream.read(_HEAD_BYTES), _HEAD_BYTES)
         except OSError:  # reading it will tell
@@ -180,29 +187,17 @@ def _head(path: str) -> bytes | None:
     return head if whole and _BZ2_STREAM.match(decoder.unused_data) else None
 
 
-@contextmanager
-def _undecoded(span: Span) -> Iterator[BinaryIO]:
-    """As `files.reading`, but an archive's own bytes."""
-    check_unchanged(span)
-    try:
-        with _opened(span.path) as stream:
-            yield stream
-    except UserError:
-        check_unchanged(span)  # a file that is being written looks damaged
-        raise
-    check_unchanged(span)
+class _Until:
+    """What is left of a stream up to a byte of it, if one is given."""
 
+    def __init__(self, stream: BinaryIO, end: int | None) -> None:
+        self._stream, self._end = stream, sys.maxsize if end is None else end
 
-@contextmanager
-def _opened(path: str) -> Iterator[BinaryIO]:
-    with named_refusals(path):
-        try:
-            with filesystem(path).open(path, "rb") if is_remote(path) else open(path, "rb") as stream:
-                yield stream
-        except OSError as error:
-            if is_remote(path):
-                raise
-            raise UserError(f"{path!r} cannot be read ({error.strerror or error}); check its permissions") from error
+    def read(self, size: int, /) -> bytes:
+        return self._stream.read(min(size, self._end - self._stream.tell()))
+
+    def close(self) -> None:
+        """The stream is its owner's to close."""
 
 
 class _Pages:
@@ -244,33 +239,12 @@ class _Pages:
         # The first stream is the head itself.
         if head is not None and not (self._compressed and self._begin == 0):
             yield head
-        yield from _decompressed(self._raw(), self._span.path) if self._compressed else self._raw()
+        begin = self._begin or 0
+        self._stream.seek(begin)
+        pages: SupportsRead = _Until(self._stream, self._end)
+        if self._compressed:
+            pages = decompressed(pages, self._span.path, begin)
+        while block := pages.read(_BLOCK):
+            yield block
         if self._end is not None:  # the file's own end closes the last range, or it is cut off
             yield b"</mediawiki>"
-
-    def _raw(self) -> Iterator[bytes]:
-        position = self._begin or 0
-        self._stream.seek(position)
-        end = sys.maxsize if self._end is None else self._end
-        while position < end and (block := self._stream.read(min(_BLOCK, end - position))):
-            yield block
-            position += len(block)
-
-
-def _decompressed(blocks: Iterator[bytes], path: str) -> Iterator[bytes]:
-    """Decompresses streams of bz2 in bounded memory."""
-    decoder = bz2.BZ2Decompressor()
-    begun = False
-    for block in blocks:
-        while block or not (decoder.needs_input or decoder.eof):
-            try:
-                data = decoder.decompress(block, _BLOCK)
-            except OSError as error:
-                raise UserError(f"{path!r} is damaged ({error}); check it with bzip2 -t and fetch it again") from error
-            if data:
-                yield data
-            block, begun = decoder.unused_data if decoder.eof else b"", not decoder.eof
-            if decoder.eof:
-                decoder = bz2.BZ2Decompressor()
-    if begun:
-        raise UserError(f"{path!r} is cut off; check it with bzip2 -t and fetch it again")

@@ -7,6 +7,7 @@ WHAT is the word ``python-docs``; a path or a glob, whose suffix tells the forma
 reports, by default what its path suggests.
 """
 
+import contextlib
 import glob
 import os
 import re
@@ -18,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 from albert_jax.errors import UserError
 from albert_jax.remote import is_remote
-from pretrain_data.sources.base import QUARANTINE, Part, ReadLog, Source, listing
+from pretrain_data.sources.base import QUARANTINE, BadCount, BadRecord, Part, ReadLog, Source, listing
 from pretrain_data.sources.files import COMPRESSED_SUFFIXES, FileSource, expand, open_binary
 
 PYTHON_DOCS = "python-docs"
@@ -113,8 +114,26 @@ def _sample_lines(source: Source) -> Iterator[str]:
     each = max(50, _DETECT_LINES // max(1, len(places)))
     for span in places:
         # Bad records are the build's concern, which stops at them or sets them aside.
-        documents = source.read(Part((span,)), ReadLog(QUARANTINE))
-        yield from islice((line for document in documents for line in document.lines), each)
+        documents = source.read(Part((span,)), ReadLog(QUARANTINE, _FewBad(each)))
+        with contextlib.suppress(_TooManyBadError):
+            yield from islice((line for document in documents for line in document.lines), each)
+
+
+class _TooManyBadError(Exception):
+    """There is little else in a place than bad records, so no more is read of it."""
+
+
+class _FewBad(BadCount):
+    """Ends the reading at so many bad records."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def append(self, record: BadRecord, /) -> None:
+        super().append(record)
+        if len(self) >= self._most:
+            raise _TooManyBadError
 
 
 def _parsed(spec: str) -> _Spec:

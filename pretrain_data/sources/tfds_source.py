@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """TensorFlow Datasets, as they lie prepared on disk: in array_record or TFRecord format, read without TensorFlow."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,13 +181,12 @@ def _features(features: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _array_records(span: Span, of_file: int) -> Iterator[bytes]:
     try:
-        reader = ArrayRecordReader(span.path)
-        # A file that is cut gives empty records without a word, but not as many.
-        if not reader.ok() or reader.num_records() != of_file:
-            raise _damaged(span.path, f"{reader.num_records()} of {of_file} examples can be found")
-        for begin in range(span.begin, span.end, _BATCH):
-            yield from reader.read(list(range(begin, min(begin + _BATCH, span.end))))
-        reader.close()
+        with contextlib.closing(ArrayRecordReader(span.path)) as reader:
+            # A file that is cut gives empty records without a word, but not as many.
+            if not reader.ok() or reader.num_records() != of_file:
+                raise _damaged(span.path, f"{reader.num_records()} of {of_file} examples can be found")
+            for begin in range(span.begin, span.end, _BATCH):
+                yield from reader.read(list(range(begin, min(begin + _BATCH, span.end))))
     except (RuntimeError, IndexError) as error:
         raise _damaged(span.path, error) from error
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import BinaryIO, NamedTuple
 
-from pretrain_data.sources.base import Document, ReadLog, Span, bounded, decoded, flaw, text_lines
+from pretrain_data.sources.base import BadRecordError, Document, ReadLog, Span, bounded, decoded, flaw, text_lines
 from pretrain_data.sources.files import FileSource, is_blank, whole_lines
 from pretrain_data.sources.wikitext import unescaped
 
@@ -30,7 +30,7 @@ class WikiExtractor(FileSource):
     in a period. A span holds the articles that begin in it.
 
     Args:
-        pattern: as for `files.expand`, such as ``'extracted/**/wiki_*'``.
+        pattern: as for `files.listed`, such as ``'extracted/**/wiki_*'``.
         name: what the source is called; the ids are unique within one wiki.
     """
 
@@ -46,7 +46,7 @@ class WikiExtractor(FileSource):
                 continue
             try:
                 ident, title, text = record.article()
-            except _BadRecordError as error:
+            except BadRecordError as error:
                 place = f"{span.path!r} byte {record.begin}"
                 log.refuse(place, error.problem, error.remedy, b"\n".join(record.lines))
             else:
@@ -61,13 +61,6 @@ def _without_title(title: str, lines: Iterator[str]) -> Iterator[str]:
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
-
-
-class _BadRecordError(Exception):
-    """What is wrong with a record, and what to do about it, as `ReadLog.refuse` takes them."""
-
-    def __init__(self, problem: str, remedy: str) -> None:
-        self.problem, self.remedy = problem, remedy
 
 
 class _Record(NamedTuple):
@@ -88,21 +81,21 @@ class _Record(NamedTuple):
         """The page's id, its title and its text.
 
         Raises:
-            _BadRecordError: it is no article.
+            BadRecordError: it is no article.
         """
         if not self.lines:
-            raise _BadRecordError(f"is a line of more than {_MOST_BYTES:,} bytes", "extract it again")
+            raise BadRecordError(f"is a line of more than {_MOST_BYTES:,} bytes", "extract it again")
         raw = b"\n".join(self.lines)
         content = decoded(raw)
         if content is None:
-            raise _BadRecordError(*flaw(raw, self.begin))
+            raise BadRecordError(*flaw(raw, self.begin))
         if raw.startswith(b"{"):
             return _from_json(content)
         head = _HEAD.match(self.lines[0])
         if head is None:
-            raise _BadRecordError(*_NEITHER)
+            raise BadRecordError(*_NEITHER)
         if not self.whole:
-            raise _BadRecordError(
+            raise BadRecordError(
                 f"opens <doc id={head[1].decode()!r}> without </doc> within {_MOST_BYTES:,} bytes", "extract it again"
             )
         return head[1].decode(), (head[2] or b"").decode(), content.partition("\n")[2]
@@ -112,12 +105,12 @@ def _from_json(line: str) -> tuple[str, str, str]:
     try:
         article = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise _BadRecordError(f"is not JSON ({error})", "extract it again") from error
+        raise BadRecordError(f"is not JSON ({error})", "extract it again") from error
     ident, title, text = (article.get(key) for key in ("id", "title", "text"))
     if not isinstance(text, str) or not isinstance(ident, str | int):
-        raise _BadRecordError("is JSON without an id and a text that is a string", "name such files as JSON lines")
+        raise BadRecordError("is JSON without an id and a text that is a string", "name such files as JSON lines")
     if re.search("[\0\ud800-\udfff]", text):
-        raise _BadRecordError("is no text: it holds a NUL or half a surrogate pair", "extract it again")
+        raise BadRecordError("is no text: it holds a NUL or half a surrogate pair", "extract it again")
     return str(ident), title if isinstance(title, str) else "", text
 
 
