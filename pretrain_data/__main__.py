@@ -3,6 +3,7 @@
 
 import argparse
 import errno
+import itertools
 import re
 import signal
 import sys
@@ -21,7 +22,7 @@ from pretrain_data.builder import Options, build
 from pretrain_data.progress import documents_of
 from pretrain_data.repair import repair
 from pretrain_data.sentences import SentenceSplitter
-from pretrain_data.sources.base import BadCount, ReadLog, Source
+from pretrain_data.sources.base import QUARANTINE, BadCount, ReadLog, Source
 from pretrain_data.sources.opening import open_sources
 from pretrain_data.vocabulary import train_vocabulary
 
@@ -41,10 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "tfrecords": _tfrecords,
         }
     )
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and not getattr(arguments, "runner", None):
-        arguments.refuse(f"unrecognized arguments: {' '.join(rest)}")
-    arguments.beam = rest
+    ours, beam = _divided(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(ours)
+    if beam and not getattr(arguments, "runner", None):
+        arguments.refuse(
+            f"what stands behind -- ({' '.join(beam)}) is for Apache Beam; give --runner too, or leave it away"
+        )
+    arguments.beam = beam
     try:
         return int(arguments.command(arguments))
     except UserError as error:
@@ -58,6 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; nothing was left under the final name", file=sys.stderr)
         return 130
+
+
+def _divided(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is ours and, behind a ``--``, Beam's: it drops options that it does not know without a word."""
+    place = list(argv).index("--") if "--" in argv else len(argv)
+    return list(argv[:place]), list(argv[place + 1 :])
 
 
 def _told(error: OSError) -> str:
@@ -93,10 +103,19 @@ def _opened(options: dict[str, Any]) -> list[Source]:
         splitter=splitter,
         tfds_data_dir=options["tfds_data_dir"],
     )
-    if any(source.lines == "paragraph" for source in sources):
-        said = [*said, splitter.describe()]
-    print(*said, sep="\n", flush=True)
+    in_paragraphs = [source for source in sources if source.lines == "paragraph"]
+    for source in in_paragraphs:  # a script without sentence marks is refused now, not after hours of other passes
+        for line in itertools.islice(_lines(source), 100):
+            splitter.split(line)
+    print(*said, *([splitter.describe()] if in_paragraphs else []), sep="\n", flush=True)
     return sources
+
+
+def _lines(source: Source) -> Iterator[str]:
+    log = ReadLog(QUARANTINE)  # bad records are named when the source is read
+    for part in source.parts():
+        for document in source.read(part, log):
+            yield from document.lines
 
 
 # --- vocab ------------------------------------------------------------------------------------------------------------

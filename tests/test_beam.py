@@ -11,7 +11,7 @@ from tests.test_builder import command, contents, corpus, documents, folder, pro
 
 __all__ = ["corpus", "folder", "program", "straight", "vocab"]  # fixtures
 
-SEVERAL = ("--runner", "DirectRunner", "--direct_num_workers", "2", "--direct_running_mode", "multi_processing")
+SEVERAL = ("--runner", "DirectRunner", "--", "--direct_num_workers", "2", "--direct_running_mode", "multi_processing")
 
 
 @pytest.fixture(scope="module")

@@ -144,6 +144,15 @@ def test_a_source_named_twice_and_an_unknown_language_are_refused(
     assert "'xx'" in fails(capsys, "build", *arguments, "--language", "xx")
 
 
+def test_a_script_without_sentence_marks_is_refused_before_any_pass(
+    capsys: pytest.CaptureFixture[str], vocab: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("The river is wide.\n\nภาษาไทยไม่มีเครื่องหมายวรรคตอน\n\n" * 20, encoding="utf-8")
+    arguments = ["--source", tmp_path / "text.txt", "--vocab", vocab, "--out", tmp_path / "out", "--language", "th"]
+    assert "--lines sentence" in fails(capsys, "build", *arguments, "--lines", "paragraph")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt"]
+
+
 def test_a_full_disk_is_one_sentence_and_costs_no_finished_work(
     capsys: pytest.CaptureFixture[str], vocab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
