@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
     )
     ours, beam = _divided(sys.argv[1:] if argv is None else argv)
-    arguments = parser.parse_args(ours)
+    arguments, unknown = parser.parse_known_args(ours)
+    if unknown:
+        arguments.refuse(f"unrecognized arguments: {' '.join(unknown)}")
     if beam and not getattr(arguments, "runner", None):
         arguments.refuse(
             f"what stands behind -- ({' '.join(beam)}) is for Apache Beam; give --runner too, or leave it away"

@@ -138,7 +138,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runner",
         metavar="RUNNER",
-        help="run on Apache Beam: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner; Beam's options follow behind --",
+        help="run on Apache Beam: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner; its options follow --",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the data set at --out once the new one is whole"
