@@ -141,9 +141,9 @@ def test_a_build_that_is_killed_at_any_moment_goes_on_to_the_same_data_set(
     arguments = command(corpus, vocab, out, "--workers", "2")
     parts = len(list(straight.glob("*train*-of-*")))
     statuses = []
-    for finished in sorted(random.Random(int(sign)).choices(range(3 * parts), k=2)):
+    for finished in sorted(random.Random(int(sign)).choices(range(2 * parts), k=2)):
         statuses.append(killed([*program, *arguments], out, sign, finished))
-        assert not (out / "manifest.json").exists() or statuses[-1] == 0
+        assert not out.exists()
     expected = {signal.SIGTERM: 130, signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[signal.Signals(sign)]
     assert expected in statuses
     if not out.exists():
