@@ -126,7 +126,13 @@ def test_the_content_does_not_depend_on_how_much_is_tokenized_or_compared_at_onc
 def killed(arguments: list[str], out: Path, sign: int, finished: int) -> int:
     """Starts a build in a process group of its own and sends `sign` to it when `finished` results are there."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        arguments,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells let background jobs ignore it
+    )
     while process.poll() is None and len(Workplace(str(out)).finished()) < finished:
         time.sleep(0.001)
     process.send_signal(sign)
