@@ -57,6 +57,7 @@ class Here:
         """Nothing to let go."""
 
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 _job: Job | None = None  # the worker process's own copy
 
 
@@ -66,6 +67,7 @@ def _start(job: Job) -> None:
     _job = job
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -83,21 +85,15 @@ def _run(name: str, number: int) -> int:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Holds SIGTERM back and ignores Ctrl-C while processes start: one that is half started would tell at length."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held: list[int] = []
-    # What is ignored here is ignored in the new processes from their first moment.
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    terminate = signal.signal(signal.SIGTERM, lambda number, frame: held.append(number))
+    """Holds Ctrl-C and SIGTERM back while processes start: one that is half started would tell at length.
+
+    New processes inherit that these are held back, until `_start` has said what becomes of them there.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, interrupt)
-        signal.signal(signal.SIGTERM, terminate)
-        for number in held:
-            signal.raise_signal(number)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Processes:

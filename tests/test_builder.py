@@ -223,7 +223,7 @@ def test_a_part_that_is_run_twice_leaves_the_first_result(tmp_path: Path) -> Non
     assert [path.name for path in Path(workplace.path).iterdir()] == ["scan"]
 
 
-def test_the_start_of_processes_is_not_interrupted() -> None:
+def test_the_start_of_processes_is_not_interrupted_and_no_signal_is_lost() -> None:
     came: list[int] = []
     before = [signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGTERM, signal.SIGINT)]
     try:
@@ -231,9 +231,7 @@ def test_the_start_of_processes_is_not_interrupted() -> None:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGTERM)
             assert not came
-        assert came == [signal.SIGTERM]
-        signal.raise_signal(signal.SIGINT)
-        assert came == [signal.SIGTERM, signal.SIGINT]
+        assert sorted(came) == [signal.SIGINT, signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])
