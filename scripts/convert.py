@@ -30,7 +30,7 @@ from albert_jax.convert.google import load_google_checkpoint, save_google_checkp
 from albert_jax.convert.huggingface import Checkpoint, Flat, fit, read_checkpoint, save_checkpoint
 from albert_jax.convert.whole_directory import is_taken, whole_directory
 from albert_jax.errors import UserError
-from albert_jax.tokenization import AlbertTokenizer
+from albert_jax.tokenization import RULES, AlbertTokenizer
 
 # A head in a checkpoint -> the class that has it; the first that is there counts.
 _CLASSES = {
@@ -264,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--architecture", help="transformers' class, where the checkpoint's heads do not tell it")
     parser.add_argument("--config", type=pathlib.Path, help="Google's albert_config.json, where none lies with SOURCE")
     parser.add_argument(
-        "--cleaning", choices=("huggingface", "google"), default="huggingface", help="the tokenizer's rules for quotes"
+        "--cleaning", choices=sorted(RULES), default="huggingface", help="the tokenizer's rules, see docs/languages.md"
     )
     args = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
