@@ -14,6 +14,12 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from albert_jax.data.masking import MaskRule
+from albert_jax.data.plan import PlanSettings, make_plan
+from albert_jax.data.store import TextStore
+from albert_jax.data.stream import PretrainingStream
+from albert_jax.data.vocabulary import Vocabulary
+from albert_jax.tokenization.vocabulary import parse_vocabulary
 from pretrain_data.__main__ import main
 from tests.corpora import (
     NOUNS,
@@ -243,3 +249,27 @@ def test_building_and_reading_need_no_tensorflow(vocab: Path, corpus: Path, tmp_
         env={**os.environ, "PYTHONPATH": str(root)},
         check=True,
     )
+
+
+def test_a_vocabulary_of_more_than_65536_pieces_is_built_and_streamed_whole(
+    vocab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proto = parse_vocabulary(vocab.read_bytes())
+    for number in range(70_000):
+        proto.pieces.add(piece=f"▁z{number}", score=-1.0)
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "spiece.model").write_bytes(proto.SerializeToString())
+    texts = [[f"the river z{69_999 - number} z{number} is wide.", f"z{number + 66_000}"] for number in range(200)]
+    source = write(tmp_path / "text.txt", texts)
+    options = ["--lines", "sentence", "--validation-fraction", "0.2"]
+    assert build(source, tmp_path / "v" / "spiece.model", tmp_path / "out", *options) == 0
+    ids = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "v" / "spiece.model"))
+    expected = Counter(tuple(ids.encode(line)) for text in texts for line in text)
+    found = Counter(tokens for split in ("train", "validation") for _, tokens in sentences_of(tmp_path / "out", split))
+    assert found == expected and max(max(tokens) for tokens in found) > 70_000
+    store, vocabulary = TextStore(tmp_path / "out", "train"), Vocabulary.load(tmp_path / "out" / "spiece.model")
+    settings = PlanSettings(slots=64, examples=4, mask_slots=16, mask_rate=0.15, short_fraction=0.0)
+    rule = MaskRule.paper(vocabulary, rate=0.15, count=0, longest_ngram=3, whole_word=True, corrupt_by="token")
+    stream = PretrainingStream(store, make_plan(store, vocabulary.starts_word, settings), settings, rule, seed=0)
+    batch = stream.batch(0, stream.rows)
+    assert batch.input_ids.max() > 70_000 and batch.mlm_labels.max() > 70_000
