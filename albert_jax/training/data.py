@@ -102,12 +102,9 @@ def _open_data_set(config: ml_collections.ConfigDict) -> Data:
     return Data(train, validation, vocabulary, path / "spiece.model", manifest, train.unigrams, mixture)
 
 
-def _open_stream(config: ml_collections.ConfigDict, store: TextStore, vocabulary: Vocabulary) -> Stream:
-    """The stream of a split: shuffled and weighted for training, fixed and each row once for validation."""
-    training = store.split == "train"
-    seed = config.seed if training else EVALUATION_SEED
-    weights = source_weights(config.data.weights, store.weights) if training else None
-    settings = PlanSettings(
+def plan_settings(config: ml_collections.ConfigDict) -> PlanSettings:
+    """What of a config decides how its data are planned."""
+    return PlanSettings(
         slots=config.data.sequence_length,
         examples=config.data.examples_per_row,
         mask_slots=config.masking.slots,
@@ -116,6 +113,14 @@ def _open_stream(config: ml_collections.ConfigDict, store: TextStore, vocabulary
         mask_count=config.masking.count,
         pair_singles=config.data.sentence_order in BORROWING,
     )
+
+
+def _open_stream(config: ml_collections.ConfigDict, store: TextStore, vocabulary: Vocabulary) -> Stream:
+    """The stream of a split: shuffled and weighted for training, fixed and each row once for validation."""
+    training = store.split == "train"
+    seed = config.seed if training else EVALUATION_SEED
+    weights = source_weights(config.data.weights, store.weights) if training else None
+    settings = plan_settings(config)
     masking = {
         "rate": config.masking.rate,
         "count": config.masking.count,

@@ -12,9 +12,9 @@ from albert_jax.data.masking import mask_budget
 from albert_jax.data.plan import PlanSettings, make_plan
 from albert_jax.data.rows import IGNORED, Batch
 from albert_jax.data.store import TextStore, bounds, ranges
-from albert_jax.data.stream import BORROWING, Stream
+from albert_jax.data.stream import Stream
 from albert_jax.data.vocabulary import MASK, UNK, Vocabulary
-from albert_jax.training.data import open_data
+from albert_jax.training.data import open_data, plan_settings
 
 SAMPLE_SLOTS = 2**20  # of the training stream that are read, at least one row
 SAMPLE_RECORDS = 4096  # of the training split in which unknown tokens are counted
@@ -248,17 +248,10 @@ def planned_padding(
 
 def settings_at(config: ml_collections.ConfigDict, slots: int) -> PlanSettings:
     """The recipe's packing at another length, with mask slots in proportion, if they suffice."""
-    data, masking = config.data, config.masking
+    masking = config.masking
     needed = int(mask_budget(np.array(slots), masking.rate, masking.count))
-    return PlanSettings(
-        slots=slots,
-        examples=data.examples_per_row,
-        mask_slots=max(needed, -(-masking.slots * slots // data.sequence_length)),
-        mask_rate=masking.rate,
-        short_fraction=data.short_fraction,
-        mask_count=masking.count,
-        pair_singles=data.sentence_order in BORROWING,
-    )
+    mask_slots = max(needed, -(-masking.slots * slots // config.data.sequence_length))
+    return dataclasses.replace(plan_settings(config), slots=slots, mask_slots=mask_slots)
 
 
 def word_starts(config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> np.ndarray:

@@ -32,11 +32,11 @@ import sentencepiece
 from goals import print_goal, print_header
 
 from albert_jax.data.google_words import google_starts_word
-from albert_jax.data.plan import PlanSettings, make_plan
+from albert_jax.data.plan import make_plan
 from albert_jax.data.store import TextStore, read_manifest
 from albert_jax.data.tfrecords import write_record
 from albert_jax.data.vocabulary import Vocabulary
-from albert_jax.training.data import open_data
+from albert_jax.training.data import open_data, plan_settings
 from pretrain_data.recipes import load_recipe
 from pretrain_data.sentences import SentenceSplitter
 from pretrain_data.show import with_data
@@ -344,16 +344,8 @@ def read_stream(data: pathlib.Path) -> None:
 def plan(data: pathlib.Path) -> None:
     """Time and size of the packing plan, and what 16 GB of text would take in proportion."""
     store, vocabulary = TextStore(data, "train"), Vocabulary.load(data / "spiece.model")
-    config = load_recipe(None, [])
-    settings = PlanSettings(
-        slots=config.data.sequence_length,
-        examples=config.data.examples_per_row,
-        mask_slots=config.masking.slots,
-        mask_rate=config.masking.rate,
-        short_fraction=config.data.short_fraction,
-    )
     began = time.perf_counter()
-    made = make_plan(store, vocabulary.starts_word, settings)
+    made = make_plan(store, vocabulary.starts_word, plan_settings(load_recipe(None, [])))
     seconds = time.perf_counter() - began
     text = int(read_manifest(data)["splits"]["train"]["text_bytes"])
     print(
