@@ -78,9 +78,9 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="[NAME=]WHAT",
-        help="a file or quoted glob, local or gs://, of text with a blank line between documents, JSON lines (.jsonl), "
-        "Parquet (.parquet) or a MediaWiki dump (.xml), each also .gz, .xz, .zst or .bz2; KIND:FILES with KIND text, "
-        "jsonl, parquet, mediawiki or wikiextractor where the name does not tell; tfds:NAME; python-docs, which "
+        help="a file or quoted glob, local or gs://, of text with a blank line between documents, JSON lines (.jsonl) "
+        "or a MediaWiki dump (.xml), each also .gz, .xz, .zst or .bz2, or of Parquet (.parquet); KIND:FILES with KIND "
+        "text, jsonl, parquet, mediawiki or wikiextractor where the name does not tell; tfds:NAME; python-docs, which "
         "is what this Python installation carries. May be given several times",
     )
     parser.add_argument("--field", default="text", help="the JSON field, Parquet column or TFDS feature with the text")

@@ -6,6 +6,7 @@ A test module that says `pytest_plugins = ["tests.runs"]` has the fixtures. As a
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import resource
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -310,7 +311,7 @@ def _serve() -> None:
                     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
                 if largest_file is not None:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-                status = _status(arguments)
+                status = exit_status(functools.partial(_train, arguments))
             finally:
                 with contextlib.suppress(OSError):
                     sys.stdout.flush()
@@ -318,12 +319,12 @@ def _serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-def _status(arguments: list[str]) -> int:
-    """The exit status of train.py, by Python's rules."""
+def exit_status(program: Callable[[], object]) -> int:
+    """The exit status of a program that is called, by Python's rules."""
     import traceback
 
     try:
-        _train(arguments)
+        program()
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else int(e.code is not None)
     except BaseException:

@@ -85,8 +85,8 @@ SOME_RUN = {
 }
 
 
-def small(step: int) -> TrainState:
-    value = jnp.arange(64, dtype=jnp.float32) + step
+def small(step: int, size: int = 64) -> TrainState:
+    value = jnp.arange(size, dtype=jnp.float32) + step
     return TrainState({"w": value}, {"mu": {"w": -value}, "count": jnp.int32(step)}, jnp.int32(step), zero_sums())
 
 

@@ -5,6 +5,7 @@ As a program, this file is the other side of `Commands`.
 """
 
 import bz2
+import functools
 import gzip
 import html
 import importlib
@@ -32,7 +33,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from albert_jax.data import staging
 from tests.object_store import ObjectStore
-from tests.runs import STEPS, TINY, Finished, Runs, arrays, records, release, wait_for
+from tests.runs import STEPS, TINY, Finished, Runs, arrays, exit_status, records, release, wait_for
 
 pytest_plugins = ["tests.object_store"]
 ROOT = pathlib.Path(__file__).parent.parent
@@ -727,7 +728,7 @@ def _serve() -> None:
                     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 os.environ[staging.CACHE] = cache
-                status = _status(command)
+                status = exit_status(functools.partial(_run, command))
             finally:
                 sys.stdout.flush()
                 os._exit(status)
@@ -735,23 +736,14 @@ def _serve() -> None:
     os._exit(0)  # nothing of what was imported has to be put away
 
 
-def _status(command: list[str]) -> int:
-    """The exit status of a command, by Python's rules."""
-    import traceback
-
-    try:
-        sys.argv = command
-        if command[0].endswith(".py"):
-            runpy.run_path(command[0], run_name="__main__")
-        else:
-            sys.modules.pop(f"{command[0]}.__main__")  # it is a program now
-            runpy.run_module(command[0], run_name="__main__", alter_sys=True)
-    except SystemExit as e:
-        return e.code if isinstance(e.code, int) else int(e.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
+def _run(command: list[str]) -> None:
+    """Runs a script or a module as a program of its own."""
+    sys.argv = command
+    if command[0].endswith(".py"):
+        runpy.run_path(command[0], run_name="__main__")
+    else:
+        sys.modules.pop(f"{command[0]}.__main__")  # it is a program now
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets and workdirs in an object store: the same bits as on a disk, whatever the store does meanwhile."""
 
+import functools
 import importlib.util
 import json
 import logging
@@ -24,10 +25,11 @@ from albert_jax.errors import UserError
 from albert_jax.remote import publish
 from albert_jax.training.checkpoint import Checkpoints, claim_workdir, load_parameters
 from albert_jax.training.sharding import make_mesh
-from albert_jax.training.step import TrainState, zero_sums
 from albert_jax.training.telemetry import Telemetry, read_metrics
 from tests.object_store import ObjectStore, forget
 from tests.runs import STEPS, Finished, Runs, arrays, records, release, wait_for
+from tests.test_checkpoint import SOME_RUN
+from tests.test_checkpoint import small as small_state
 
 pytest_plugins = ["tests.runs", "tests.object_store"]
 pytestmark = [
@@ -253,19 +255,7 @@ def test_a_disk_without_room_is_told_before_and_while_it_fills(object_store, mad
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-SOME_RUN = {
-    "config": {},
-    "data_fingerprint": "d",
-    "vocabulary_sha256": "v",
-    "plan": "p",
-    "rows_per_step": 8,
-    "versions": {},
-}
-
-
-def small(step: int) -> TrainState:
-    value = jnp.arange(5000, dtype=jnp.float32) + step
-    return TrainState({"w": value}, {"mu": {"w": -value}, "count": jnp.int32(step)}, jnp.int32(step), zero_sums())
+small = functools.partial(small_state, size=5000)
 
 
 def saved(*steps: int) -> Checkpoints:

@@ -404,7 +404,7 @@ def test_brackets_left_open_by_the_thousand_are_refused_before_they_cost_minutes
     "text", ["<ref>" * 50000, "<!--" * 50000, "<ref/>, " * 20000, "(" * 50000 + "{{x}}" + ")" * 50000]
 )
 def test_our_own_passes_take_linear_time(text):
-    prose(text)
+    assert prose(text) == []  # a quadratic pass would take minutes
 
 
 def test_balanced_brackets_may_be_nested_deeply():

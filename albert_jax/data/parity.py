@@ -118,6 +118,7 @@ class GoogleStream:
             )
         self.store, self.settings, self.rule, self.seed = store, settings, rule, seed
         self.next_sentence, self.shuffle = next_sentence, shuffle
+        self.fingerprint, self.unigrams = store.fingerprint, store.unigrams
         self._borrower = Borrower(store, list(store.sources))
         self._latest: tuple[int, _Pass] = (0, self._pass(0))
         self._begins = [0, len(self._latest[1].first)]  # the positions at which the passes begin, as far as known
@@ -125,16 +126,6 @@ class GoogleStream:
         self.rows, self.examples_per_row = self._begins[1], 1.0
         key = ["google", 1, dataclasses.asdict(settings), next_sentence]
         self.digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the split's text."""
-        return self.store.fingerprint
-
-    @property
-    def unigrams(self) -> np.ndarray:
-        """int64 [V], of the split's text."""
-        return self.store.unigrams
 
     def describe(self) -> str:
         """One line for the log."""

@@ -113,6 +113,7 @@ class PretrainingStream:
             )
         self.store, self.plan, self.settings, self.rule = store, plan, settings, rule
         self.seed, self.sentence_order = seed, sentence_order
+        self.fingerprint, self.unigrams = store.fingerprint, store.unigrams
         weights = weights or dict.fromkeys(store.sources, Fraction(1))
         self.mixture = Mixture(plan.source_rows, weights, seed=seed, shuffle=shuffle)
         self.rows, self.examples_per_row = self.mixture.rows, plan.examples_per_row
@@ -122,16 +123,6 @@ class PretrainingStream:
         self._borrower = None
         if sentence_order in BORROWING:
             self._borrower = Borrower(store, [name for name, weight in weights.items() if weight])
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the split's text."""
-        return self.store.fingerprint
-
-    @property
-    def unigrams(self) -> np.ndarray:
-        """int64 [V], of the split's text."""
-        return self.store.unigrams
 
     def describe(self) -> str:
         """One line for the log."""

@@ -403,7 +403,8 @@ def load_parameters(workdir: str | os.PathLike[str], step: int | None = None) ->
         manager = ocp.CheckpointManager(checkpoints, options=ocp.CheckpointManagerOptions(read_only=True))
         steps = sorted(manager.all_steps())
         if not steps or (step is not None and step not in steps):
-            raise UserError(f"{checkpoints} has no checkpoint {step or ''}; it has {steps or 'none'}.")
+            wanted = "" if step is None else f" {step}"
+            raise UserError(f"{checkpoints} has no checkpoint{wanted}; it has {steps or 'none yet, so train first'}.")
         step = steps[-1] if step is None else step
         try:
             return _load_parameters(manager, step)

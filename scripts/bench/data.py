@@ -269,12 +269,21 @@ def build_whole(files: list[str], arguments: argparse.Namespace) -> pathlib.Path
     )
     seconds = time.perf_counter() - began
     size = sum(os.path.getsize(file) for file in files) / 1e6
-    tokens = sum(TextStore(out, split).sentence_lengths.sum(dtype=np.int64) for split in ("train", "validation"))
     print(f"build of {size:.0f} MB: {seconds:.1f} s, {size / seconds:.2f} MB/s, {size / spent:.2f} MB/s per CPU second")
     print_goal("memory of all processes", memory, 1500, "MB", at_least=False)
-    disk = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    print_goal("bytes on disk a token, all told", disk / tokens, 2.2, at_least=False)
     return out
+
+
+def size_on_disk(data: pathlib.Path) -> None:
+    """Bytes a token, before and after the packing plans of one length are kept."""
+    tokens = sum(TextStore(data, split).sentence_lengths.sum(dtype=np.int64) for split in ("train", "validation"))
+    files = {path: path.stat().st_size for path in data.rglob("*") if path.is_file()}
+    plans = sum(size for path, size in files.items() if "plans" in path.parts)
+    print(
+        f"on disk: {(sum(files.values()) - plans) / tokens:.3f} bytes a token, and {plans / tokens:.3f} for the plans of "
+        "a length"
+    )
+    print_goal("bytes on disk a token, all told", sum(files.values()) / tokens, 2.2, at_least=False)
 
 
 def grow(files: list[str], arguments: argparse.Namespace) -> None:
@@ -365,6 +374,7 @@ def main() -> None:
     compare_algorithms(files, arguments)
     data = build_whole(files, arguments)
     read_stream(data)
+    size_on_disk(data)
     plan(data)
     grow(files, arguments)
 
