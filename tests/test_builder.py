@@ -20,7 +20,7 @@ from albert_jax.errors import UserError
 from pretrain_data import builder, passes, workers
 from pretrain_data.__main__ import main
 from pretrain_data.workplace import Workplace
-from tests.corpora import build, documents, records, sentences_of, write
+from tests.corpora import build, documents, identifiers, records, sentences_of, write
 
 ROOT = Path(__file__).parents[1]
 # The program with parts of a few kilobytes instead of many megabytes, in it and in the processes that it starts.
@@ -121,6 +121,26 @@ def test_the_content_does_not_depend_on_how_much_is_tokenized_or_compared_at_onc
     monkeypatch.setattr(passes, "_CALL_CHARACTERS", 100)  # some sentences
     assert main(command(corpus, vocab, tmp_path / "small", *options)) == 0
     assert contents(tmp_path / "small") == contents(tmp_path / "large")
+
+
+def test_the_index_names_the_parts_of_cut_sentences_wherever_they_stand(
+    tmp_path: Path, vocab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pretrain_data.sources.files.PART_BYTES", 30_000)
+    texts = documents(7, 400)
+    for place in (30, 200, 390):
+        texts[place] = [" ".join(["garden"] * 5000 + [str(place)])]  # one sentence of more than two records
+    source = write(tmp_path / "text.txt", texts)
+    assert main(command(source, vocab, tmp_path / "data", "--workers", "1")) == 0
+    assert len(list((tmp_path / "data").glob("*train*-of-*"))) > 3
+    cut = {identifiers(source)[place] for place in (30, 200, 390)}
+    found = 0
+    for split in ("train", "validation"):
+        names = [name for name, _ in sentences_of(tmp_path / "data", split)]
+        expected = [i for i in range(1, len(names)) if names[i] == names[i - 1] and names[i] in cut]
+        assert TextStore(tmp_path / "data", split).continued_sentences.tolist() == expected
+        found += len(expected)
+    assert found >= 6
 
 
 def killed(arguments: list[str], out: Path, sign: int, finished: int) -> int:

@@ -279,10 +279,8 @@ def size_on_disk(data: pathlib.Path) -> None:
     tokens = sum(TextStore(data, split).sentence_lengths.sum(dtype=np.int64) for split in ("train", "validation"))
     files = {path: path.stat().st_size for path in data.rglob("*") if path.is_file()}
     plans = sum(size for path, size in files.items() if "plans" in path.parts)
-    print(
-        f"on disk: {(sum(files.values()) - plans) / tokens:.3f} bytes a token, and {plans / tokens:.3f} for the plans of "
-        "a length"
-    )
+    data_set = sum(files.values()) - plans
+    print(f"on disk: {data_set / tokens:.3f} bytes a token, and {plans / tokens:.3f} for the plans of a length")
     print_goal("bytes on disk a token, all told", sum(files.values()) / tokens, 2.2, at_least=False)
 
 
