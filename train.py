@@ -4,15 +4,20 @@
     python train.py --config=configs/base.py --workdir=runs/base --config.data.path=runs/data
 
 Any field of the config can be set on the command line (`--config.batch.size=256`). The same command resumes a run that
-was interrupted. Exit status: 0 finished, 75 interrupted and saved (run it again), 2 a bad input, named on standard
-error.
+was interrupted. On TPU pods, Slurm and GKE the processes of a run find each other; elsewhere each is told by
+--coordinator=HOST:PORT --processes=N --process=I.
+
+Exit status: 0 finished; 75 interrupted and saved, run it again; 76 another process is gone or nothing moved any more,
+start all of them again; 2 a bad input, named on standard error.
 """
 
 import errno
 import logging
 import os
+import pathlib
 import sys
 import tempfile
+import traceback
 from typing import Any
 
 from absl import app, flags
@@ -20,12 +25,16 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from albert_jax.errors import UserError
-from albert_jax.training.interruption import EXIT_INTERRUPTED, Interruption
+from albert_jax.training.interruption import EXIT_INTERRUPTED, Interruption, Register
 from albert_jax.training.recipe import check_overrides
+from albert_jax.training.watchdog import EXIT_STUCK
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="the recipe, e.g. configs/base.py or configs/base.py:v1"
 )
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where JAX cannot find it by itself")
+_PROCESSES = flags.DEFINE_integer("processes", None, "with --coordinator: how many processes the run has")
+_PROCESS = flags.DEFINE_integer("process", None, "with --coordinator: which of them this is, from 0")
 _WORKDIR = flags.DEFINE_string("workdir", None, "for checkpoints, metrics and events: a directory or a gs:// path")
 
 _ECHOES = ("Event loop is closed", "Encountered error while reading array index")
@@ -63,38 +72,92 @@ def _report(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the training that the flags describe and returns the exit status."""
-    del arguments  # the flags hold them
+def _keep_compiled_programs() -> None:
+    """Gives JAX a place for compiled programs, so that a resumed run starts in seconds; JAX's own settings win."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache / "albert_jax" / "compiled"))
+
+
+def _train(interruption: Interruption) -> int:
     # Imported here because JAX and TFDS take seconds to load, and a misspelt flag should not have to wait for them.
-    from albert_jax.remote import directory, is_remote, named_refusals
+    from albert_jax.remote import directory, named_refusals
+    from albert_jax.training import distributed
+    from albert_jax.training.lock import WorkdirLock
     from albert_jax.training.loop import Run
 
+    _keep_compiled_programs()
+    distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if distributed.several():
+        interruption.share(Register(distributed.put, distributed.get), *distributed.place())
+    if not distributed.first():
+        logging.getLogger("albert_jax").setLevel(logging.WARNING)
+    workdir = directory(str(_WORKDIR.value))
+    try:
+        with named_refusals(workdir), WorkdirLock(workdir) as lock:
+            interruption.before_leaving(lock.release)
+            finished = Run(_CONFIG.value, workdir, lock, interruption).train()
+            distributed.meet("end")
+    except OSError as e:  # metrics and events; checkpoints speak for themselves
+        raise _named(e, str(workdir)) from e
+    return 0 if finished else EXIT_INTERRUPTED
+
+
+def _named(e: OSError, workdir: str) -> Exception:
+    """An error of writing the records as a sentence; any other as it is."""
+    from albert_jax.remote import is_remote
+
+    if e.errno not in _UNWRITABLE and not str(e.filename).startswith(workdir):
+        return e
+    place, other = f"the workdir {workdir}", "choose another --workdir"
+    if is_remote(workdir):
+        place, other = f"{tempfile.gettempdir()}, where the records of {workdir} grow,", "set TMPDIR"
+    return UserError(f"{place} cannot be written ({e.strerror}); make room there or {other}.")
+
+
+def main(interruption: Interruption) -> int:
+    """Runs the training that the flags describe and returns the exit status."""
     sys.unraisablehook = _report
     absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax tells every file that it opens and every error it raises
     logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("albert_jax").setLevel(logging.INFO)
-    workdir = directory(str(_WORKDIR.value))
     try:
-        with named_refusals(workdir):
-            run = Run(_CONFIG.value, workdir)
-            # Before this there is nothing to save: a signal ends the process at once.
-            with Interruption() as interruption:
-                finished = run.train(interruption)
-    except OSError as e:  # metrics and events; checkpoints speak for themselves
-        if e.errno not in _UNWRITABLE and not str(e.filename).startswith(str(workdir)):
+        return _train(interruption)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        status = 2
+    except Exception as e:
+        from albert_jax.training import distributed
+
+        if not distributed.several() and not isinstance(e, distributed.LostPeerError):
             raise
-        place, other = f"the workdir {workdir}", "choose another --workdir"
-        if is_remote(workdir):
-            place, other = f"{tempfile.gettempdir()}, where the records of {workdir} grow,", "set TMPDIR"
-        raise UserError(f"{place} cannot be written ({e.strerror}); make room there or {other}.") from e
-    return 0 if finished else EXIT_INTERRUPTED
+        if distributed.is_loss_of_peer(e):
+            print(f"error: another process of the run is gone ({e}); start all of them again.", file=sys.stderr)
+            status = EXIT_STUCK
+        else:
+            traceback.print_exc()
+            status = 1
+    return _leave(status)
+
+
+def _leave(status: int) -> int:
+    """Ends a process of several without JAX's goodbye, which would wait for the others: they are to notice."""
+    from albert_jax.training import distributed
+
+    if distributed.several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        app.run(main, flags_parser=parse)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with Interruption() as entered:  # before all that takes long
+        try:
+            app.run(lambda _: main(entered), flags_parser=parse)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)

@@ -14,6 +14,7 @@ import importlib.util
 import logging
 import os
 import pathlib
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,6 +31,7 @@ _log = logging.getLogger(__name__)
 TRANSFERS = 8  # files under way at once
 MANIFEST = "manifest.json"  # a data set's last object
 _PLANS = "plans/"  # made anew wherever a data set is used
+_NOTES = re.compile(r" \[(?:http_response_code|source locations|tensorstore_spec)=")
 # How tensorstore's messages begin where a store was not reached or refused, and nothing is known of the object.
 _STATUSES = (
     "ABORTED",
@@ -185,8 +187,9 @@ def check_bucket(path: str | os.PathLike[str]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 200 characters; its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """The first line of an error's message, at most 200 characters, without tensorstore's notes on it; its type where
+    it has none."""
+    return _NOTES.split((str(error).strip() or type(error).__name__).splitlines()[0])[0][:200]
 
 
 # --- data sets --------------------------------------------------------------------------------------------------------

@@ -46,10 +46,11 @@ import ml_collections
 
 from albert_jax.config import AlbertConfig
 from albert_jax.errors import UserError
+from albert_jax.training.chips import CHIPS
 from albert_jax.training.recipe import pretraining
 
-# bf16 peak FLOP/s of a chip, and the share of it that a well-tuned run is assumed to reach.
-CHIPS = {"v4": (275e12, 0.5), "v5e": (197e12, 0.5), "v5p": (459e12, 0.5), "v6e": (918e12, 0.4), "H100": (989e12, 0.4)}
+# The share of a chip's bf16 peak that a well-tuned run is assumed to reach.
+UTILIZATION = {"v4": 0.5, "v5e": 0.5, "v5p": 0.5, "v6e": 0.4, "H100": 0.4}
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -106,10 +107,11 @@ def cost(config: ml_collections.ConfigDict) -> str:
     """What a run takes at most: every example in a row of its own.
 
     Returns:
-      One line: steps, rows a step, matmul FLOPs and chip-hours at the utilization of `CHIPS`.
+      One line: steps, rows a step, matmul FLOPs and chip-hours at the utilization of `UTILIZATION`.
     """
     model = AlbertConfig.from_dict(config.model.to_dict())
     row = model.train_flops_per_row(config.data.sequence_length, config.masking.slots)
     flops = row * config.batch.size * config.steps
-    hours = ", ".join(f"{flops / (peak * share) / 3600:,.0f} {chip}" for chip, (peak, share) in CHIPS.items())
+    peaks = {chip.name: chip.peak for chip in CHIPS}
+    hours = ", ".join(f"{flops / (peaks[chip] * share) / 3600:,.0f} {chip}" for chip, share in UTILIZATION.items())
     return f"{config.steps:,} steps of {config.batch.size:,} rows: {flops:.2e} FLOPs; chip-hours: {hours}"

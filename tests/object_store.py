@@ -85,12 +85,16 @@ class _Object:
 
 @dataclasses.dataclass
 class _Fault:
-    """Requests yet to fail: how many, of which method (any where empty), with what text in them, with which status."""
+    """Requests yet to fail: how many, of which method (any where empty), with what text in them, with which status.
+
+    `done` says that the store does what is asked, and only its answer is lost.
+    """
 
     times: int
     method: str
     containing: str
     status: int
+    done: bool = False
 
 
 # --- the store --------------------------------------------------------------------------------------------------------
@@ -169,10 +173,15 @@ class ObjectStore:
             changed[at] ^= 0xFF
             found.data = bytes(changed)
 
-    def fail(self, times: int, *, method: str = "", containing: str = "", status: int = 503) -> None:
-        """Lets the next so many requests fail with a status, of those like `requests` with this method and text."""
+    def fail(
+        self, times: int, *, method: str = "", containing: str = "", status: int = 503, done: bool = False
+    ) -> None:
+        """Lets the next so many requests fail with a status, of those like `requests` with this method and text.
+
+        With `done` they are carried out, and only the answer says that they failed.
+        """
         with self._lock:
-            self._faults.append(_Fault(times, method, containing, status))
+            self._faults.append(_Fault(times, method, containing, status, done))
 
     def clear_faults(self) -> None:
         """Lets nothing fail any more."""
@@ -181,15 +190,15 @@ class ObjectStore:
 
     # For the handler.
 
-    def fault(self, request: str) -> int:
-        """The status that a request is to fail with, 0 for none; keeps the request in `requests`."""
+    def fault(self, request: str) -> _Fault | None:
+        """How a request is to fail, None where it is not; keeps the request in `requests`."""
         with self._lock:
             self.requests.append(request)
             for fault in self._faults:
                 if fault.times and request.startswith(fault.method) and fault.containing in request:
                     fault.times -= 1
-                    return fault.status
-        return 0
+                    return fault
+        return None
 
     def check(self, bucket: str, name: str, parameters: Parameters, *, reading: bool = False) -> _Object | None:
         """The object, if there is one, once the preconditions of a request hold."""
@@ -306,6 +315,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1
+    _silent = False
 
     def _answer(self) -> None:
         store = self.server.store
@@ -317,10 +327,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 name, data = self._two_parts(data)
                 parameters.setdefault("name", name)
             asked = "&".join(f"{key}={value}" for key, value in parameters.items())
-            if status := store.fault(f"{self.command} {urllib.parse.unquote(url.path)}{'?' * bool(asked)}{asked}"):
-                raise _RefusalError(status, "not available, by the test's wish")
-            self._route(store, url.path, parameters, data)
+            fault = store.fault(f"{self.command} {urllib.parse.unquote(url.path)}{'?' * bool(asked)}{asked}")
+            self._silent = fault is not None
+            if fault is None or fault.done:
+                self._route(store, url.path, parameters, data)
+            self._silent = False
+            if fault is not None:
+                raise _RefusalError(fault.status, "not available, by the test's wish")
         except _RefusalError as refusal:
+            self._silent = False
             status, reason = refusal.args
             error = {"code": status, "message": reason, "errors": [{"reason": reason, "message": reason}]}
             self._send(b"" if status == 304 else json.dumps({"error": error}).encode(), status)
@@ -424,6 +439,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._send(json.dumps(answer).encode(), 200, {"Content-Type": "application/json; charset=UTF-8"})
 
     def _send(self, data: bytes, status: int, headers: dict[str, str] | None = None) -> None:
+        if self._silent:
+            return
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)

@@ -124,8 +124,8 @@ class Runs:
 
         Args:
           arguments: of train.py.
-          hold: places where the process says "held PLACE" and waits for a line of input, separated by commas: `start:0`
-            is when everything is ready, `step:7` is before the eighth step, `save:8` is while the save of step 8 is
+          hold: places where the process says "held PLACE" and waits for a line of input, separated by commas:
+            `prepare:0` is before the step is compiled, `step:7` is before the eighth step, `save:8` is while the save of step 8 is
             under way, and `commit:8` is when all its files are written and the directory is about to get its name.
         """
         program = ["train.py"] if not hold else ["tests/runs.py", "hold", hold]
@@ -196,7 +196,9 @@ def release(process: subprocess.Popen[str]) -> None:
 def records(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """What a run recorded, without what the clock had a part in and without the marks of resumption."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "timing"} for line in lines if line["kind"] != "resume"]
+    return [
+        {k: v for k, v in line.items() if k != "timing"} for line in lines if line["kind"] not in ("start", "resume")
+    ]
 
 
 def arrays(workdir: pathlib.Path, step: int = STEPS) -> dict[str, np.ndarray]:
@@ -268,30 +270,27 @@ def _hold(places: list[str]) -> None:
             print(f"held {kind}:{number}", flush=True)
             sys.stdin.readline()
 
-    class HeldLoader(loop.Loader):
-        def __init__(self, *args: Any, **kwargs: Any):
-            reached("start", 0)
-            super().__init__(*args, **kwargs)
+    prepare, take_step, save = loop.Run._prepare, loop.Run._take_step, ocp.AsyncCheckpointer.save
 
-    place_batch, save, placed = loop.place_batch, ocp.CheckpointManager.save, [0]
+    def held_prepare(self: Any, leg: Any) -> None:
+        reached("prepare", self.step)
+        prepare(self, leg)
 
-    def held_place_batch(*args: Any) -> Any:
-        reached("step", placed[0])
-        placed[0] += 1
-        return place_batch(*args)
+    def held_take_step(self: Any, *args: Any) -> Any:
+        reached("step", self.step)
+        return take_step(self, *args)
 
-    def held_save(self: Any, step: int, **kwargs: Any) -> Any:
-        saved = save(self, step, **kwargs)
-        reached("save", step)
-        return saved
+    def held_save(self: Any, directory: Any, *args: Any, **kwargs: Any) -> None:
+        save(self, directory, *args, **kwargs)
+        reached("save", pathlib.Path(directory).name)
 
     def held_rename(source: Any, *args: Any, **kwargs: Any) -> Any:
         reached("commit", pathlib.Path(source).name.removesuffix(".orbax-checkpoint-tmp"))
         return rename(source, *args, **kwargs)
 
     rename, os.rename = os.rename, held_rename  # type: ignore[assignment]
-    loop.Loader = HeldLoader  # type: ignore[misc]
-    loop.place_batch, ocp.CheckpointManager.save = held_place_batch, held_save  # type: ignore[assignment]
+    loop.Run._prepare = held_prepare  # type: ignore[method-assign]
+    loop.Run._take_step, ocp.AsyncCheckpointer.save = held_take_step, held_save  # type: ignore[method-assign]
 
 
 def _serve() -> None:

@@ -4,10 +4,14 @@
 import contextlib
 import json
 import logging
+import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,13 +20,17 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from albert_jax.errors import UserError
-from albert_jax.training.checkpoint import Checkpoints, digests, load_parameters
-from albert_jax.training.sharding import make_mesh, replicated
+from albert_jax.training import checkpoint, writer
+from albert_jax.training.checkpoint import ATTEMPTS, Checkpoints, load_parameters
+from albert_jax.training.digests import digests, start_digests
+from albert_jax.training.identity import claim_workdir
+from albert_jax.training.saved_steps import SavedSteps
+from albert_jax.training.sharding import make_mesh
 from albert_jax.training.step import TrainState, initial_parameters, initial_state, zero_sums
-from tests.runs import STEPS, TINY, Runs, arrays, records, wait_for
+from tests.runs import STEPS, TINY, Runs, arrays, records, release, wait_for
 
 pytest_plugins = ["tests.runs"]
 # Orbax gives up its other reads of a bad file with these.
@@ -55,16 +63,43 @@ def test_a_digest_changes_with_any_element_any_swap_and_any_bit(dtype):
     assert len(seen) == count
 
 
+def mesh_of(*shape: int) -> Mesh:
+    """A mesh with axes a, b, ... of the first devices."""
+    return Mesh(np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape), tuple("abc"[: len(shape)]))
+
+
+def placed(values: np.ndarray, mesh: Mesh, *axes: Any) -> jax.Array:
+    return jax.device_put(values, NamedSharding(mesh, PartitionSpec(*axes)))
+
+
 def test_a_digest_is_the_same_under_any_sharding():
     values = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
-    eight = make_mesh(8)
-    placed = [
+    eight, cube = mesh_of(8), mesh_of(2, 2, 2)
+    ways = [
         jax.device_put(values, jax.devices()[0]),
-        jax.device_put(values, replicated(eight)),
-        jax.device_put(values, NamedSharding(eight, PartitionSpec("data"))),
-        jax.device_put(values, NamedSharding(eight, PartitionSpec(None, "data"))),
+        placed(values, eight),
+        placed(values, eight, "a"),
+        placed(values, eight, None, "a"),
+        placed(values, cube, "c", ("b", "a")),
     ]
-    assert len({digests({"x": x})["['x']"] for x in placed}) == 1
+    assert len({digests({"x": x})["['x']"] for x in ways}) == 1
+
+
+def test_digests_gather_no_sharded_array():
+    from albert_jax.training.digests import _compiled
+
+    mesh = mesh_of(2, 4)
+    tree = {"x": placed(np.ones((16, 24), np.float32), mesh, "a", "b"), "y": placed(np.ones(8, np.float32), mesh, "b")}
+    program = _compiled(mesh).lower(tree).compile().as_text()
+    assert "all-reduce" in program and "all-gather" not in program and "all-to-all" not in program
+
+
+def test_digests_are_those_of_the_moment_though_the_arrays_are_donated_before_they_are_read():
+    state = {"x": placed(np.arange(1 << 20, dtype=np.float32), mesh_of(2), "a")}
+    expected = digests(state)
+    read = start_digests(state)
+    changed = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(state)
+    assert state["x"].is_deleted() and read() == expected != digests(changed)
 
 
 def test_each_array_has_a_digest_of_its_own():
@@ -122,8 +157,7 @@ def test_what_a_killed_save_and_a_killed_deletion_left_is_cleaned_up_and_never_r
     shutil.copytree(directory / "1", directory / ".trash" / "0")
     shutil.copytree(directory / "1", directory / "2.orbax-checkpoint-tmp")
     again = Checkpoints(tmp_path, 2, SOME_RUN)
-    mesh = make_mesh(1)
-    restored = again.restore(small(0), mesh)
+    restored = again.restore(small(0))
     again.close()
     assert restored is not None and int(restored.state.step) == 1 and restored.position == 8
     assert listed(directory) == ["1"]
@@ -140,15 +174,240 @@ def test_checkpoints_of_another_run_are_refused_whatever_run_json_says(tmp_path)
     checkpoints.close()
     again = Checkpoints(tmp_path, 2, SOME_RUN | {"data_fingerprint": "other"})
     with pytest.raises(UserError, match="data_fingerprint was d and is now other"):
-        again.restore(small(0), make_mesh(1))
+        again.restore(small(0))
     again.close()
     assert listed(tmp_path / "checkpoints") == ["1"]
 
 
 def test_an_empty_directory_restores_nothing(tmp_path):
     checkpoints = Checkpoints(tmp_path, 2, SOME_RUN)
-    assert checkpoints.restore(small(0), make_mesh(1)) is None
+    assert checkpoints.restore(small(0)) is None
     checkpoints.close()
+
+
+def saved(directory: pathlib.Path, *steps: int, keep: int = 2) -> Checkpoints:
+    """Checkpoints of small states, all durable."""
+    checkpoints = Checkpoints(directory, keep, SOME_RUN)
+    for step in steps:
+        checkpoints.save(small(step), step * 8, block=True)
+    return checkpoints
+
+
+def restored_step(directory: pathlib.Path) -> int | None:
+    """The step that a new run would go on from, once its arrays were compared with what was saved."""
+    again = Checkpoints(directory, 2, SOME_RUN)
+    restored = again.restore(small(0))
+    again.close()
+    if restored is None:
+        return None
+    step = int(restored.state.step)
+    assert restored.position == step * 8 and as_bytes(restored.state) == as_bytes(small(step))
+    return step
+
+
+@pytest.mark.parametrize("shape", [(4,), (1,), (2, 2), (8,)])
+def test_a_run_saved_on_eight_devices_is_restored_exactly_on_other_meshes(tmp_path, shape):
+    def state(mesh: Mesh, *axes: Any) -> TrainState:
+        values = np.random.default_rng(3).normal(size=(32, 16)).astype(np.float32)
+        scalar = placed(np.int32(5), mesh)
+        sums = jax.tree.map(lambda x: placed(np.asarray(x), mesh), zero_sums())
+        return TrainState({"w": placed(values, mesh, *axes)}, {"mu": placed(-values, mesh, *axes)}, scalar, sums)
+
+    checkpoints = Checkpoints(tmp_path, 2, SOME_RUN)
+    checkpoints.save(state(mesh_of(2, 4), "b", "a"), 40, block=True)
+    checkpoints.close()
+    like = state(mesh_of(*shape), None, "a")
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+    again = Checkpoints(tmp_path, 2, SOME_RUN)
+    restored = again.restore(target)
+    again.close()
+    assert restored is not None and as_bytes(restored.state) == as_bytes(like)
+    assert all(
+        a.sharding == b.sharding for a, b in zip(jax.tree.leaves(restored.state), jax.tree.leaves(like), strict=True)
+    )
+
+
+# --- failing and slow storage, in this process ------------------------------------------------------------------------
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    """A function that fails."""
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return fail
+
+
+@contextlib.contextmanager
+def no_room() -> Iterator[None]:
+    """Lets this process write 16 bytes into a file and no more."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_failed_saves_in_the_background_are_counted_and_cost_neither_the_run_nor_a_good_checkpoint(tmp_path, caplog):
+    checkpoints, directory = saved(tmp_path, 1, 2), tmp_path / "checkpoints"
+    with no_room():
+        for step in (3, 4, 5):
+            checkpoints.save(small(step), step * 8, block=False)
+            checkpoints.wait()
+            assert listed(directory) == ["1", "2"]
+    for number, step in enumerate((3, 4, 5), 1):
+        assert f"the checkpoint of step {step} could not be written to {directory} (" in caplog.text
+        assert f"failure {number} in a row; training goes on and saves again after checkpoint.every" in caplog.text
+    assert caplog.text.count("the last good one is step 2.") == 3
+    checkpoints.save(small(6), 48, block=True)
+    checkpoints.close()
+    assert listed(directory) == ["2", "6"] and restored_step(tmp_path) == 6
+
+
+def test_the_count_of_failures_begins_anew_after_a_good_save(tmp_path, caplog):
+    checkpoints = saved(tmp_path, 1)
+    for step in (2, 4):
+        with no_room():
+            checkpoints.save(small(step), step * 8, block=False)
+            checkpoints.wait()
+        checkpoints.save(small(step + 1), step * 8 + 8, block=True)
+    checkpoints.close()
+    assert caplog.text.count("failure 1 in a row") == 2 and "failure 2" not in caplog.text
+    assert listed(tmp_path / "checkpoints") == ["3", "5"]
+
+
+def test_the_last_save_is_tried_again_and_then_ends_the_run_with_the_last_good_step(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PAUSE", 0.0)
+    checkpoints = saved(tmp_path, 1)
+    form = rf"^the checkpoint of step 2 could not be written to .* in {ATTEMPTS} attempts \(.*\); the last good one is "
+    with no_room(), pytest.raises(UserError, match=form):
+        checkpoints.save(small(2), 16, block=True)
+    assert [f"attempt {i} of {ATTEMPTS}" in caplog.text for i in range(1, ATTEMPTS + 2)] == [True] * ATTEMPTS + [False]
+    checkpoints.close()
+    assert listed(tmp_path / "checkpoints") == ["1"]
+
+
+def test_a_last_save_that_succeeds_at_the_second_attempt_is_durable(tmp_path, monkeypatch):
+    checkpoints, pauses = saved(tmp_path, 1), list[float]()
+    with contextlib.ExitStack() as limited:
+        limited.enter_context(no_room())
+        monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: (pauses.append(seconds), limited.close()))
+        checkpoints.save(small(2), 16, block=True)
+    checkpoints.close()
+    assert pauses == [checkpoint.PAUSE] and restored_step(tmp_path) == 2
+
+
+def test_a_failed_save_that_nothing_comes_after_is_told_at_the_end(tmp_path):
+    checkpoints = saved(tmp_path, 1)
+    with no_room():
+        checkpoints.save(small(2), 16, block=False)
+        with pytest.raises(
+            UserError, match=r"the checkpoint of step 2 could not be written .* the last good one is step 1"
+        ):
+            checkpoints.close()
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_fails_no_save_and_is_deleted_later(tmp_path, caplog, monkeypatch):
+    checkpoints = saved(tmp_path, 1, 2)
+    with monkeypatch.context() as broken:
+        broken.setattr(SavedSteps, "delete", raising(OSError("busy")))
+        checkpoints.save(small(3), 24, block=True)
+    assert f"old checkpoint 1 of {tmp_path / 'checkpoints'} could not be deleted (busy)" in caplog.text
+    assert listed(tmp_path / "checkpoints") == ["1", "2", "3"]
+    checkpoints.save(small(4), 32, block=True)
+    checkpoints.close()
+    assert listed(tmp_path / "checkpoints") == ["3", "4"]
+
+
+class HeldLock:
+    """In place of a workdir's lock: a save is committed when `free` is set."""
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+
+    def check(self) -> None: ...
+
+    def check_here(self) -> None:
+        self.free.wait()
+
+
+def test_a_save_that_is_still_under_way_at_the_next_interval_is_waited_for_and_told_with_the_seconds(tmp_path, caplog):
+    lock = HeldLock()
+    checkpoints = Checkpoints(tmp_path, 2, SOME_RUN, lock)  # type: ignore[arg-type]
+    checkpoints.save(small(1), 8, block=False)
+
+    class FreeWhenTold(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            assert listed(tmp_path / "checkpoints") == ["1.orbax-checkpoint-tmp"]
+            lock.free.set()
+
+    handler = FreeWhenTold()
+    logging.getLogger("albert_jax.training.checkpoint").addHandler(handler)
+    try:
+        checkpoints.save(small(2), 16, block=False)
+    finally:
+        logging.getLogger("albert_jax.training.checkpoint").removeHandler(handler)
+    checkpoints.close()
+    assert "the save of step 1 was still under way when step 2 was to be saved: training waits for it." in caplog.text
+    assert "s for the save of step 1: choose a larger checkpoint.every or faster storage." in caplog.text
+    assert listed(tmp_path / "checkpoints") == ["1", "2"]
+
+
+def test_a_save_that_never_ends_is_told_after_a_bounded_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "PATIENCE", 0.2)
+    lock = HeldLock()
+    checkpoints = Checkpoints(tmp_path, 2, SOME_RUN, lock)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"1.orbax-checkpoint-tmp does not end .*: see to the storage and run the same"):
+        checkpoints.save(small(1), 8, block=True)
+    lock.free.set()
+    checkpoints.close()
+
+
+def test_a_lost_lock_keeps_a_step_that_is_being_written_from_being_committed(tmp_path, caplog):
+    class LostLock(HeldLock):
+        def check_here(self) -> None:
+            raise UserError("the workdir was taken over.")
+
+    checkpoints = Checkpoints(tmp_path, 2, SOME_RUN, LostLock())  # type: ignore[arg-type]
+    checkpoints.save(small(1), 8, block=False)
+    with pytest.raises(UserError, match="taken over"):
+        checkpoints.close()
+    assert restored_step(tmp_path) is None
+
+
+@pytest.mark.parametrize("jump", [-1e8, 1e8])
+def test_a_clock_that_jumps_during_saves_changes_neither_their_order_nor_their_success(tmp_path, monkeypatch, jump):
+    clock, jumps = time.time, iter(range(10**9))
+    monkeypatch.setattr(time, "time", lambda: clock() + jump * (next(jumps) % 2))
+    monkeypatch.setattr(time, "time_ns", lambda: int(time.time() * 1e9))
+    saved(tmp_path, 1, 2, 3).close()
+    monkeypatch.undo()
+    directory = tmp_path / "checkpoints"
+    assert listed(directory) == ["2", "3"]
+    for path in [directory / "2", *(directory / "2").rglob("*")]:
+        os.utime(path, (4e9, 4e9))  # the older one is from the year 2096
+    for path in [directory / "3", *(directory / "3").rglob("*")]:
+        os.utime(path, (0, 0))
+    assert restored_step(tmp_path) == 3
+    saved(tmp_path, 4).close()
+    assert listed(directory) == ["3", "4"]
+
+
+# --- whose workdir it is ----------------------------------------------------------------------------------------------
+
+
+def test_where_run_json_is_gone_the_checkpoints_say_whose_workdir_it_is(tmp_path):
+    claim_workdir(tmp_path, SOME_RUN)
+    saved(tmp_path, 1).close()
+    before = (tmp_path / "run.json").read_bytes()
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(UserError, match="belongs to another run: plan was p and is now q"):
+        claim_workdir(tmp_path, SOME_RUN | {"plan": "q"})
+    assert not (tmp_path / "run.json").exists()
+    claim_workdir(tmp_path, SOME_RUN)
+    assert (tmp_path / "run.json").read_bytes() == before
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -174,8 +433,9 @@ def truncate(path: pathlib.Path) -> None:
 @pytest.fixture(scope="module")
 def like(straight: pathlib.Path) -> TrainState:
     config, mesh = ml_collections.ConfigDict(identity_of(straight)["config"]), make_mesh(1)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes: TrainState = jax.eval_shape(lambda: initial_state(config, initial_parameters(config), mesh))
-    return shapes
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
 
 
 def as_bytes(tree: Any) -> list[bytes]:
@@ -197,7 +457,7 @@ def test_no_damaged_file_of_the_newest_checkpoint_ever_gives_a_wrong_state(strai
         caplog.clear()
         caplog.set_level(logging.WARNING, logger="albert_jax")
         checkpoints = Checkpoints(workdir, 2, identity_of(straight))
-        restored = checkpoints.restore(like, make_mesh(1))
+        restored = checkpoints.restore(like)
         checkpoints.close()
         assert restored is not None
         step = int(restored.state.step)
@@ -212,6 +472,44 @@ def test_no_damaged_file_of_the_newest_checkpoint_ever_gives_a_wrong_state(strai
     assert {"params", "rest", "meta"} <= fallen_back
 
 
+@pytest.mark.parametrize("gone", ["params", "rest", "meta", "."])
+def test_a_half_deleted_step_is_set_aside_for_the_one_before(tmp_path, caplog, gone):
+    saved(tmp_path, 1, 2).close()
+    step = tmp_path / "checkpoints" / "2"
+    shutil.rmtree(step / gone)
+    step.mkdir(exist_ok=True)
+    assert restored_step(tmp_path) == 1
+    assert f"checkpoint 2 of {tmp_path / 'checkpoints'} is damaged (" in caplog.text
+    assert listed(tmp_path / "checkpoints") == ["1", "damaged-2"]
+
+
+def test_damaged_steps_stay_until_the_run_goes_on_from_a_later_step(tmp_path):
+    saved(tmp_path, 1, 2, 3, keep=3).close()
+    directory = tmp_path / "checkpoints"
+    for step in (2, 3):
+        flip(largest(directory / str(step) / "params"))
+    assert restored_step(tmp_path) == 1 and listed(directory) == ["1", "damaged-2", "damaged-3"]
+    saved(tmp_path, 2).close()
+    assert restored_step(tmp_path) == 2 and listed(directory) == ["1", "2", "damaged-2", "damaged-3"]
+    saved(tmp_path, 3).close()
+    assert restored_step(tmp_path) == 3 and listed(directory) == ["2", "3", "damaged-3"]
+
+
+def test_a_step_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch):
+    saved(tmp_path, 1, 2).close()
+
+    for error, told in (
+        (OSError(5, "Input/output error"), r"cannot be read \(\[Errno 5\] Input/output error\); see to the storage"),
+        (ValueError("RESOURCE_EXHAUSTED: Too many open files"), r"cannot be read \(RESOURCE_EXHAUSTED: Too many open"),
+        (MemoryError(), "does not fit into the memory of process 0; use more"),
+    ):
+        with monkeypatch.context() as broken:
+            broken.setattr(checkpoint.ocp.StandardCheckpointHandler, "restore", raising(error))
+            with pytest.raises(UserError, match=f"^checkpoint 2 of .* {told}"):
+                restored_step(tmp_path)
+    assert restored_step(tmp_path) == 2
+
+
 def test_one_changed_digit_in_the_position_is_found(straight, like, tmp_path):
     shutil.copytree(straight / "checkpoints", tmp_path / "checkpoints")
     file = tmp_path / "checkpoints" / str(NEWEST) / "meta" / "metadata"
@@ -222,7 +520,7 @@ def test_one_changed_digit_in_the_position_is_found(straight, like, tmp_path):
     with pytest.raises(UserError, match="meta is not what was saved"):
         load_parameters(tmp_path, NEWEST)
     checkpoints = Checkpoints(tmp_path, 2, identity_of(straight))
-    restored = checkpoints.restore(like, make_mesh(1))
+    restored = checkpoints.restore(like)
     checkpoints.close()
     assert restored is not None and restored.position == BEFORE * TINY["batch.size"]
 
@@ -262,15 +560,15 @@ def test_where_all_checkpoints_are_damaged_the_run_stops_and_overwrites_nothing_
 
 
 @contextlib.contextmanager
-def small_disk(directory: pathlib.Path) -> Iterator[pathlib.Path | None]:
-    """A file system of 3 MB, or None where this user may not mount one."""
+def mounted(directory: pathlib.Path, options: str) -> Iterator[pathlib.Path | None]:
+    """A file system in memory, or None where this user may not mount one."""
     directory.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(directory)]
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)]
     try:
-        mounted = subprocess.run(command, capture_output=True).returncode == 0
+        possible = subprocess.run(command, capture_output=True).returncode == 0
     except OSError:
-        mounted = False
-    if not mounted:
+        possible = False
+    if not possible:
         yield None
         return
     try:
@@ -295,7 +593,7 @@ def assert_full_disk_is_told(finished, workdir: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("leave", [0, 40_000, 100_000])
 def test_a_full_disk_stops_training_with_the_last_good_checkpoint_intact(runs: Runs, straight, tmp_path, leave):
-    with small_disk(tmp_path / "disk") as disk:
+    with mounted(tmp_path / "disk", "size=3m") as disk:
         print("a full tmpfs" if disk else "RLIMIT_FSIZE: mounting a small disk is not permitted")
         workdir = (disk or tmp_path) / "w"
         shutil.copytree(straight, workdir, ignore=shutil.ignore_patterns(str(NEWEST)))
@@ -312,6 +610,46 @@ def test_a_full_disk_stops_training_with_the_last_good_checkpoint_intact(runs: R
         assert as_bytes(arrays(workdir)) == as_bytes(arrays(straight))
         assert records(workdir) == records(straight)
         assert listed(workdir / "checkpoints") == sorted([str(BEFORE), str(NEWEST)])
+
+
+def test_a_disk_that_is_full_for_a_while_costs_a_run_one_checkpoint_and_no_step(runs: Runs, straight, tmp_path):
+    workdir = tmp_path / "w"
+    process = runs.start(runs.arguments(workdir), hold="step:6,save:8,step:10")
+    wait_for(process, "held step:6")
+    largest_record = max(
+        path.stat().st_size for path in straight.rglob("*") if path.is_file() and "checkpoints" not in path.parts
+    )
+    before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest_record, resource.RLIM_INFINITY))
+    release(process)
+    told = wait_for(process, "failure 1 in a row; training goes on")
+    assert f"the checkpoint of step 8 could not be written to {workdir / 'checkpoints'} (" in told
+    assert "the last good one is step 4." in told
+    release(process)  # held save:8
+    wait_for(process, "held step:10")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, before)
+    release(process)
+    finished = runs.finish(process)
+    assert finished.status == 0 and "Traceback" not in finished.err, finished.err
+    assert listed(workdir / "checkpoints") == sorted(["4", str(STEPS)])
+    assert as_bytes(arrays(workdir)) == as_bytes(arrays(straight))
+    assert records(workdir) == records(straight)
+
+
+def test_a_workdir_that_has_become_read_only_is_told_and_keeps_everything(runs: Runs, straight, tmp_path):
+    with mounted(tmp_path / "disk", "size=8m") as disk:
+        if disk is None:
+            pytest.skip("mounting is not permitted")
+        workdir = shutil.copytree(straight, disk / "w", ignore=shutil.ignore_patterns(str(NEWEST)))
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        finished = runs.train(runs.arguments(workdir))
+        assert finished.status == 2
+        assert finished.err == (
+            f"error: the workdir {workdir} cannot be written (Read-only file system); choose another --workdir.\n"
+        )
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        finished = runs.train(runs.arguments(workdir))
+        assert finished.status == 0 and f"resumed from step {BEFORE}" in finished.out, finished.err
+        assert as_bytes(arrays(workdir)) == as_bytes(arrays(straight))
 
 
 # --- a kill during a save ---------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ pytest_plugins = ["tests.runs"]
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_asks_to_stop_and_later_ones_change_nothing(number):
     with Interruption() as interruption:
+        interruption.begin()
         assert not interruption.requested
         os.kill(os.getpid(), number)
         assert interruption.requested and interruption.name == number.name
@@ -51,15 +52,15 @@ def test_a_sigint_breaks_off_an_evaluation_and_the_resumed_run_makes_up_for_it(r
     assert {n: a.tobytes() for n, a in arrays(workdir).items()} == {n: a.tobytes() for n, a in arrays(straight).items()}
 
 
-def test_a_signal_before_the_first_step_saves_nothing_and_the_same_command_starts_again(runs: Runs, straight, tmp_path):
+def test_a_signal_while_the_run_prepares_ends_it_at_once_and_the_same_command_starts_again(runs, straight, tmp_path):
+    """The process is held in the main thread, as by a compilation, and is never released."""
     workdir = tmp_path / "w"
-    process = runs.start(runs.arguments(workdir), hold="start:0")
-    wait_for(process, "held start:0")
+    process = runs.start(runs.arguments(workdir), hold="prepare:0")
+    wait_for(process, "held prepare:0")
     process.send_signal(signal.SIGTERM)
-    release(process)
-    interrupted = runs.finish(process)
-    assert interrupted.status == EXIT_INTERRUPTED, interrupted.err
-    assert "interrupted by SIGTERM before the first step: nothing is saved" in interrupted.out
+    assert process.wait() == EXIT_INTERRUPTED
+    out, err = process.communicate()
+    assert "interrupted by SIGTERM during 'restore': nothing new to save" in out and not err
     resumed = runs.train(runs.arguments(workdir))
     assert resumed.status == 0 and records(workdir) == records(straight)
 

@@ -22,10 +22,16 @@ def make(position: int) -> Any:
 @pytest.mark.parametrize("ahead", [0, 1, 2, 7])
 @pytest.mark.parametrize(("start", "stride"), [(0, 1), (5, 3), (10**12, 256)])
 def test_any_depth_yields_the_same_batches_in_the_order_of_their_positions(ahead: int, start: int, stride: int) -> None:
-    loader = Loader(make, start=start, stride=stride, ahead=ahead)
+    loader = Loader(make, itertools.count(start, stride), ahead=ahead)
     found = list(itertools.islice(loader, 20))
     loader.close()
     assert found == [(p, make(p)) for p in range(start, start + 20 * stride, stride)]
+
+
+def test_the_iteration_ends_with_what_was_wanted() -> None:
+    loader = Loader(make, range(3), ahead=2)
+    assert list(loader) == [(p, make(p)) for p in range(3)] and list(loader) == []
+    loader.close()
 
 
 def test_an_exception_of_the_thread_is_raised_after_the_batches_before_it_and_again_to_who_asks_again() -> None:
@@ -34,7 +40,7 @@ def test_an_exception_of_the_thread_is_raised_after_the_batches_before_it_and_ag
             raise KeyError("the third batch")
         return make(position)
 
-    loader = Loader(fail_at_two, start=0, stride=1, ahead=5)
+    loader = Loader(fail_at_two, itertools.count(), ahead=5)
     found = []
     with pytest.raises(KeyError, match="the third batch"):
         for item in loader:
@@ -54,7 +60,7 @@ def test_close_ends_the_thread_while_the_queue_is_full() -> None:
             second.set()
         return make(position)
 
-    loader = Loader(signal_second, start=0, stride=1, ahead=1)
+    loader = Loader(signal_second, itertools.count(), ahead=1)
     assert second.wait(PATIENCE) and loader._queue.full()
     closing = threading.Thread(target=loader.close, daemon=True)  # so that a close that never ends fails the test
     closing.start()
@@ -63,7 +69,7 @@ def test_close_ends_the_thread_while_the_queue_is_full() -> None:
 
 
 def test_close_ends_the_thread_after_some_batches_were_taken_and_may_be_called_twice() -> None:
-    loader = Loader(make, start=0, stride=1, ahead=3)
+    loader = Loader(make, itertools.count(), ahead=3)
     next(iter(loader))
     loader.close()
     loader.close()
@@ -97,7 +103,7 @@ def test_waited_is_the_time_between_asking_for_a_batch_and_having_it(clock: Cloc
         clock.now += 5.0
         return make(position)
 
-    loader = Loader(make_when_asked, start=0, stride=1, ahead=1)
+    loader = Loader(make_when_asked, itertools.count(), ahead=1)
     assert loader.waited == 0.0
     assert next(iter(loader)) == (0, make(0))
     assert loader.waited == 5.0
@@ -113,7 +119,7 @@ def test_waited_does_not_grow_while_the_consumer_works_and_batches_are_ready(clo
             ready.set()
         return make(position)
 
-    loader = Loader(make_and_signal, start=0, stride=1, ahead=3)
+    loader = Loader(make_and_signal, itertools.count(), ahead=3)
     assert ready.wait(PATIENCE)
     batches = iter(loader)
     for position in range(3):

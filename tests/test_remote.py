@@ -23,8 +23,10 @@ from albert_jax.data.staging import staged
 from albert_jax.data.store import FORMAT
 from albert_jax.errors import UserError
 from albert_jax.remote import publish
-from albert_jax.training.checkpoint import Checkpoints, claim_workdir, load_parameters
-from albert_jax.training.sharding import make_mesh
+from albert_jax.training import checkpoint
+from albert_jax.training.checkpoint import Checkpoints, load_parameters
+from albert_jax.training.identity import claim_workdir
+from albert_jax.training.saved_steps import SavedSteps
 from albert_jax.training.telemetry import Telemetry, read_metrics
 from tests.object_store import ObjectStore, forget
 from tests.runs import STEPS, Finished, Runs, arrays, records, release, wait_for
@@ -276,7 +278,7 @@ def largest(store: ObjectStore, prefix: str) -> str:
 def restored_step() -> int | None:
     again = Checkpoints(RUN, 2, SOME_RUN)
     try:
-        restored = again.restore(small(0), make_mesh(1))
+        restored = again.restore(small(0))
     finally:
         again.close()
     if restored is None:
@@ -332,15 +334,48 @@ def test_a_step_that_may_not_be_read_now_is_not_taken_for_damaged(object_store, 
     assert object_store.names("bucket") == before and restored_step() == 2
 
 
-def test_a_refused_save_names_the_last_good_step(object_store):
+def test_a_refused_save_names_the_last_good_step(object_store, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PAUSE", 0.0)
     checkpoints = saved(1)
     object_store.fail(10_000, method="POST", containing="checkpoints/2/params", status=403)
     with pytest.raises(UserError) as told:
         checkpoints.save(small(2), 16, block=True)
-    assert "step 2 could not be written to gs://bucket/run/checkpoints (" in str(told.value)
+    assert "step 2 could not be written to gs://bucket/run/checkpoints in 3 attempts (" in str(told.value)
     assert "the last good one is step 1: see that the bucket can be written to" in str(told.value)
     object_store.clear_faults()
     assert restored_step() == 1
+
+
+def test_a_store_that_refuses_for_a_while_costs_a_checkpoint_and_leaves_nothing_behind(object_store, caplog):
+    checkpoints = saved(1)
+    object_store.fail(10_000, method="POST", containing="checkpoints/2/params", status=403)
+    checkpoints.save(small(2), 16, block=False)
+    checkpoints.save(small(3), 24, block=False)
+    object_store.clear_faults()
+    assert (
+        "the checkpoint of step 2 could not be written to gs://bucket/run/checkpoints (PERMISSION_DENIED" in caplog.text
+    )
+    assert "failure 1 in a row; training goes on" in caplog.text and "http_response" not in caplog.text
+    checkpoints.close()
+    assert listed(object_store) == ["1", "3"] and restored_step() == 3
+
+
+def test_a_deletion_in_the_store_that_breaks_off_leaves_half_a_step_that_nobody_takes_for_whole(object_store, caplog):
+    checkpoints = saved(1, 2)
+    object_store.fail(10_000, method="DELETE", containing="checkpoints/1/params", status=403)
+    object_store.fail(10_000, method="POST", containing="batch", status=403)
+    checkpoints.save(small(3), 24, block=True)
+    checkpoints.close()
+    assert "old checkpoint 1 of gs://bucket/run/checkpoints could not be deleted" in caplog.text
+    left = object_store.names("bucket", "run/checkpoints/1/")
+    assert left and "run/checkpoints/1/commit_success.txt" not in left
+    object_store.clear_faults()
+    assert load_steps() == [2, 3]
+    assert restored_step() == 3 and listed(object_store) == ["2", "3"]
+
+
+def load_steps() -> list[int]:
+    return SavedSteps(remote.directory(f"{RUN}/checkpoints")).whole()
 
 
 def test_a_store_that_cannot_be_reached_is_told_in_one_sentence(object_store):

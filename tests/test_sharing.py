@@ -17,7 +17,7 @@ from albert_jax.convert.huggingface import unshared
 from albert_jax.errors import UserError
 from albert_jax.training.recipe import pretraining
 from albert_jax.training.sharding import make_mesh, place_batch
-from albert_jax.training.step import initial_parameters, initial_state, make_read_sums, make_train_step
+from albert_jax.training.step import initial_parameters, initial_state, make_control, make_read_sums, make_train_step
 from tests.architectures import config, inputs_and_labels, model, torch_class
 from tests.rows import random_batch
 
@@ -73,7 +73,7 @@ def test_every_strategy_trains_by_the_same_step(strategy: str) -> None:
     start = jax.tree.map(np.asarray, state.params)
     losses = []
     for _ in range(7):
-        state, _ = step(state, placed)
+        state, _ = step(state, placed, make_control(mesh))
         means, state = read(state)
         losses.append(float(means["loss"]))
     assert losses[-1] < losses[0] - 0.5

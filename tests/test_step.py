@@ -17,6 +17,7 @@ from albert_jax.training.step import (
     abstract_model,
     initial_parameters,
     initial_state,
+    make_control,
     make_eval_step,
     make_read_sums,
     make_train_step,
@@ -57,7 +58,7 @@ def train(config, devices, steps=3):
     state = initial_state(config, initial_parameters(config), mesh)
     step = make_train_step(config, mesh)
     for k in range(steps):
-        state, _ = step(state, place_batch(uneven_batch(16, k), mesh))
+        state, _ = step(state, place_batch(uneven_batch(16, k), mesh), make_control(mesh))
     means, state = make_read_sums(config, mesh)(state)
     return jax.device_get(means), jax.device_get(state)
 
@@ -89,7 +90,7 @@ def test_gradients_are_reduced_once_a_step_whatever_the_accumulation(parts):
     config, mesh = recipe(**{"batch.accumulation": parts}), make_mesh(4)
     state = initial_state(config, initial_parameters(config), mesh)
     batch = place_batch(uneven_batch(16, 0), mesh)
-    program = make_train_step(config, mesh).lower(state, batch).compile().as_text()
+    program = make_train_step(config, mesh).lower(state, batch, make_control(mesh)).compile().as_text()
     in_loops, reduced = 0, 0
     loops = set(re.findall(r"(?:body|condition)=%?([\w.\-]+)", program))
     for computation in re.split(r"\n\n+", program):
@@ -108,13 +109,13 @@ def test_measurements_stay_readable_while_later_steps_use_the_state_up():
     config, mesh = recipe(), make_mesh(2)
     state = initial_state(config, initial_parameters(config), mesh)
     step, read = make_train_step(config, mesh), make_read_sums(config, mesh)
-    state, _ = step(state, place_batch(uneven_batch(8, 0), mesh))
+    state, _ = step(state, place_batch(uneven_batch(8, 0), mesh), make_control(mesh))
     first, state = read(state)
     for k in range(2):
-        state, number = step(state, place_batch(uneven_batch(8, k), mesh))
+        state, outcome = step(state, place_batch(uneven_batch(8, k), mesh), make_control(mesh))
     second, state = read(state)
     assert float(first["loss"]) > 0 and float(second["loss"]) > 0 and float(first["loss"]) != float(second["loss"])
-    assert int(number) == 3 and float(state.sums.steps) == 0
+    assert int(outcome.step) == 3 and float(state.sums.steps) == 0
     batch = uneven_batch(8, 0)
     assert float(first["real_share"]) == pytest.approx(np.mean(batch.example_ids > 0))
 
@@ -130,10 +131,11 @@ def test_evaluation_counts_every_target_and_drops_nothing_out():
     step = make_eval_step(config, mesh)
     batches = [uneven_batch(8, k) for k in range(3)]
     for batch in batches:
-        totals = step(params, place_batch(batch, mesh))
+        placed, control = place_batch(batch, mesh), make_control(mesh)
+        totals, _ = step(params, placed, control)
         assert float(totals.mlm_count) == np.sum(batch.mlm_labels != IGNORED)
         assert float(totals.sop_count) == np.sum(batch.sop_labels != IGNORED)
-        assert [float(x) for x in totals] == [float(x) for x in step(params, place_batch(batch, mesh))]
+        assert [float(x) for x in totals] == [float(x) for x in step(params, placed, control)[0]]
 
 
 def test_a_batch_without_any_target_gives_a_finite_step():
@@ -141,12 +143,12 @@ def test_a_batch_without_any_target_gives_a_finite_step():
     state = initial_state(config, initial_parameters(config), mesh)
     batch = random_batch(4)
     batch.mlm_labels[:], batch.sop_labels[:] = IGNORED, IGNORED
-    state, _ = make_train_step(config, mesh)(state, place_batch(batch, mesh))
+    state, _ = make_train_step(config, mesh)(state, place_batch(batch, mesh), make_control(mesh))
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state.params))
 
 
 def test_wrong_meshes_and_dtypes_are_refused_by_name():
-    with pytest.raises(UserError, match=r"mesh\.data=9 asks for 9 devices, but there are 8"):
+    with pytest.raises(UserError, match=r"mesh\.data=9, mesh\.fsdp=1, mesh\.tensor=1 does not fit 8 devices"):
         make_mesh(9)
     with pytest.raises(UserError, match="dtype must be one of float32, bfloat16, not 'float16'"):
         abstract_model(recipe(dtype="float16"))

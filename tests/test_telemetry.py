@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from albert_jax.training.telemetry import Telemetry, drop_later_records
+from albert_jax.training import telemetry as module
+from albert_jax.training.telemetry import Telemetry, drop_later_records, read_metrics
 
 HOST = {"epoch": 0.25, "real_share": 0.875, "seconds": 2.0, "tokens": 4096.0, "input_wait_seconds": 0.5}
 
@@ -31,8 +32,43 @@ class NotReadyYet:
         return float(self.__array__())
 
 
-def lines(workdir: pathlib.Path) -> list[dict]:
+class Clocks:
+    """The time module's two clocks, set by hand."""
+
+    def __init__(self) -> None:
+        self.wall, self.monotonic = 1_700_000_000.0, 50.0
+
+    def time(self) -> float:
+        return self.wall
+
+    def perf_counter(self) -> float:
+        return self.monotonic
+
+    def pass_by(self, seconds: float) -> None:
+        """Time passes on both."""
+        self.wall += seconds
+        self.monotonic += seconds
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    """What telemetry.py takes for the time module."""
+    made = Clocks()
+    monkeypatch.setattr(module, "time", made)
+    return made
+
+
+def all_lines(workdir: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def lines(workdir: pathlib.Path) -> list[dict]:
+    """What is recorded of steps, evaluations and other events: all but the marks of starts."""
+    return [line for line in all_lines(workdir) if line["kind"] not in ("start", "resume")]
+
+
+def starts(workdir: pathlib.Path) -> list[tuple[int, str]]:
+    return [(line["step"], line["kind"]) for line in all_lines(workdir) if line["kind"] in ("start", "resume")]
 
 
 def curve(workdir: pathlib.Path, tag: str) -> list[tuple[int, float]]:
@@ -86,34 +122,74 @@ def test_floats_come_back_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(np.array([r["loss"] for r in lines(tmp_path)], np.float32), values)
 
 
-def test_the_clock_touches_only_the_timing_field(tmp_path):
+def test_the_clock_touches_only_the_timing_field(tmp_path, clocks):
     for name, seconds in (("fast", 1.0), ("slow", 7.0)):
-        with Telemetry(tmp_path / name, steps=100, flops_per_step=1e12) as telemetry:
+        with Telemetry(tmp_path / name, steps=100, peak_flops=4e13) as telemetry:
             for step in (10, 20):
-                telemetry.log(step, {"loss": jnp.float32(1 / 3)}, HOST | {"seconds": seconds})
-    fast, slow = lines(tmp_path / "fast"), lines(tmp_path / "slow")
-    assert fast[1]["timing"] == {"tokens_per_s": 4096.0, "input_wait": 0.5, "eta_s": 8.0, "tflops_per_s": 10.0}
-    assert slow[1]["timing"]["eta_s"] == pytest.approx(56.0)
+                clocks.pass_by(2 * seconds)
+                host = HOST | {"seconds": seconds, "flops": 1e13}
+                telemetry.log(step, {"loss": jnp.float32(1 / 3)}, host)
+            telemetry.event(20, "phase", {"slots": 512})
+    fast, slow = all_lines(tmp_path / "fast"), all_lines(tmp_path / "slow")
+    assert fast[2]["timing"] == {
+        "tokens_per_s": 4096.0, "input_wait": 0.5, "eta_s": 8.0, "tflops_per_s": 10.0, "mfu": 0.25, "goodput": 0.5,
+        "seconds": 1.0, "time": 1_700_000_004.0, "wall_s": 4.0,
+    }  # fmt: skip
+    assert slow[2]["timing"]["eta_s"] == pytest.approx(56.0)
     for record in fast + slow:
         del record["timing"]
-    assert fast == slow
+    assert fast == slow and [record["kind"] for record in fast] == ["start", "train", "train", "phase"]
 
 
-def test_the_screen_shows_one_aligned_line_a_log_step(tmp_path, capsys):
+def test_without_a_known_peak_there_is_no_mfu(tmp_path, capsys):
+    for name, peak in (("cpu", None), ("chip", 1e12)):
+        with Telemetry(tmp_path / name, steps=10, peak_flops=peak) as telemetry:
+            telemetry.log(10, {}, HOST | {"flops": 1e11})
+    heading_of_cpu, _, heading_of_chip, line_of_chip = capsys.readouterr().out.splitlines()
+    assert "mfu" not in lines(tmp_path / "cpu")[0]["timing"] and "MFU" not in heading_of_cpu
+    assert lines(tmp_path / "chip")[0]["timing"]["mfu"] == pytest.approx(0.05)
+    assert "MFU" in heading_of_chip and " 5.0% " in line_of_chip
+
+
+def test_the_screen_shows_one_aligned_line_a_log_step(tmp_path, capsys, clocks):
     metrics = {
         "loss": 7.125, "mlm_loss": 6.5, "mlm_accuracy": 0.125, "sop_loss": 0.625, "sop_accuracy": 0.75,
-        "learning_rate": 1.76e-3, "grad_norm": 0.5,
+        "learning_rate": 1.76e-3, "grad_norm": 0.5, "update_norm": 0.0313, "param_norm": 98.7,
     }  # fmt: skip
     with Telemetry(tmp_path, steps=125_000) as telemetry:
         for step in (100, 90_000):
+            clocks.pass_by(2.5)
             telemetry.log(step, {name: jnp.float32(value) for name, value in metrics.items()}, HOST)
     heading, first, second = capsys.readouterr().out.splitlines()
     assert len(heading) == len(first) == len(second)
     for text in ("100/125000", "0.250", "7.1250", "6.5000", "0.1250", "0.6250", "0.7500", "1.760e-03", "0.5"):
         assert text in first
-    for text in ("2,048", "87.5%", "25.0%", "0:41:38"):
+    for text in ("2,048", "87.5%", "25.0%", "0:41:38", "0.0313", "80.0%"):
         assert text in first
-    assert heading.split()[:3] == ["step", "epoch", "loss"]
+    assert heading.split()[:3] == ["step", "epoch", "loss"] and "98.7" not in first
+    assert lines(tmp_path)[0]["param_norm"] == float(np.float32(98.7))
+
+
+def test_a_line_of_the_longest_published_run_fits_160_characters(tmp_path, capsys):
+    metrics = {name: jnp.float32(0.125) for name in ("loss", "grad_norm", "update_norm", "learning_rate")}
+    host = HOST | {"position": 33_920_000_000, "epoch": 999.0}
+    host |= {"flops": 1e18} | {f"epoch/{name}": 12.0 for name in ("web", "wiki", "books", "speeches")}
+    with Telemetry(tmp_path, steps=10_000_000, peak_flops=1e18) as telemetry:
+        telemetry.log(9_999_900, metrics, host)
+    with Telemetry(tmp_path / "short", steps=100) as telemetry:
+        telemetry.log(90, metrics | {"skipped": jnp.int32(3)}, host | {"position": 9_999})
+    long, short = capsys.readouterr().out.splitlines()[1::2]
+    assert "web" not in long and max(len(long), len(short)) <= 160
+    assert "skipped 3 web 12.000" in short and "speeches" not in short
+
+
+def test_skipped_updates_are_shown_once_there_are_any(tmp_path, capsys):
+    with Telemetry(tmp_path, steps=20) as telemetry:
+        for step, skipped in ((10, 0), (20, 2)):
+            telemetry.log(step, {"skipped": jnp.int32(skipped)}, HOST)
+    _, none, two = capsys.readouterr().out.splitlines()
+    assert "skipped" not in none and two.endswith(" skipped 2")
+    assert [r["skipped"] for r in lines(tmp_path)] == [0, 2]
 
 
 def test_a_resumed_run_drops_what_lies_past_the_restored_step(tmp_path, capsys):
@@ -128,7 +204,8 @@ def test_a_resumed_run_drops_what_lies_past_the_restored_step(tmp_path, capsys):
             telemetry.log(step, {"loss": jnp.float32(step + 0.5)}, HOST)
         telemetry.evaluation(40, {"mlm_loss": 40.5})
     expected = [(10, 10.0), (20, 20.0), (30, 30.5), (40, 40.5)]
-    assert [r["step"] for r in lines(tmp_path)] == [10, 20, 20, 30, 40, 40]
+    assert [r["step"] for r in all_lines(tmp_path)] == [0, 10, 20, 20, 30, 40, 40]
+    assert starts(tmp_path) == [(0, "start"), (20, "resume")]
     assert [(r["step"], r["loss"]) for r in lines(tmp_path) if r["kind"] == "train"] == expected
     assert curve(tmp_path, "train/loss") == expected
     assert curve(tmp_path, "eval/mlm_loss") == [(40, 40.5)]
@@ -139,14 +216,16 @@ def test_a_run_started_again_from_nothing_keeps_no_old_curve(tmp_path):
         with Telemetry(tmp_path, steps=50) as telemetry:
             telemetry.log(10, {"loss": jnp.float32(10 + offset)}, HOST)
     assert [r["loss"] for r in lines(tmp_path)] == [10.5]
+    assert starts(tmp_path) == [(0, "start"), (0, "resume")]
     assert curve(tmp_path, "train/loss") == [(10, 10.5)]
 
 
 def test_a_torn_last_line_is_dropped_and_counted(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     good = b'{"step": 10, "kind": "train", "loss": 1.0}\n'
-    for torn in (b'{"step": 20, "ki', b'{"step": 20, "kind": "train", "loss": 2.0}', b"\x00\x00\xff\n"):
+    for torn in (b'{"step": 20, "ki', b'{"step": 20, "kind": "train", "loss": 2.0}', b"\x00\x00\xff\n", b"[]\n"):
         path.write_bytes(good + torn)
+        assert [record["loss"] for record in read_metrics(tmp_path)] == [1.0]
         drop_later_records(path, 100)
         assert path.read_bytes() == good
         assert "dropped 0 records of steps after 100 and 1 torn lines" in capsys.readouterr().out
@@ -172,11 +251,154 @@ def test_after_kill_9_nothing_before_the_checkpoint_is_missing_and_nothing_doubl
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert [r["step"] for r in lines(tmp_path)][:4] == [1, 2, 3, 4]
+    recorded = lines(tmp_path)[-1]["step"]
     with Telemetry(tmp_path, steps=100, restored_step=4) as telemetry:
         for step in range(5, 9):
             telemetry.log(step, {"loss": jnp.float32(step)}, HOST)
     expected = [(step, float(step)) for step in range(1, 9)]
-    records = lines(tmp_path)
-    assert [(r["step"], r["loss"]) for r in records if r["kind"] == "train"] == expected
-    assert [r for r in records if r["kind"] != "train"] == [{"step": 4, "kind": "resume"}]
+    assert [(r["step"], r["loss"]) for r in lines(tmp_path)] == expected
+    assert starts(tmp_path) == [(0, "start"), (4, "resume")]
+    lost = next(r for r in all_lines(tmp_path) if r["kind"] == "resume")["timing"]
+    assert lost["lost_steps"] == lost["lost_s"] == recorded - 4
     assert curve(tmp_path, "train/loss") == expected
+
+
+# --- going back while running -----------------------------------------------------------------------------------------
+
+
+def test_after_a_rewind_every_record_and_every_point_is_that_of_the_steps_that_count(tmp_path, capsys):
+    with Telemetry(tmp_path, steps=50) as telemetry:
+        for step in (10, 20, 30):
+            telemetry.log(step, {"loss": jnp.float32(step)}, HOST)
+        telemetry.evaluation(30, {"mlm_loss": 30.0})
+        telemetry.log(40, {"loss": jnp.float32(np.nan)}, HOST)
+        capsys.readouterr()
+        telemetry.rewind(20)
+        assert "nan" in capsys.readouterr().out  # the interval that led to it, for whoever watches
+        telemetry.event(20, "rollback", {"from": 43, "reason": "loss"})
+        for step in (30, 40):
+            telemetry.log(step, {"loss": jnp.float32(step + 0.5)}, HOST)
+        telemetry.evaluation(40, {"mlm_loss": 40.5})
+    expected = [(10, 10.0), (20, 20.0), (30, 30.5), (40, 40.5)]
+    assert [(r["step"], r["loss"]) for r in lines(tmp_path) if r["kind"] == "train"] == expected
+    assert [(r["step"], r["kind"]) for r in lines(tmp_path)][2] == (20, "rollback")
+    assert curve(tmp_path, "train/loss") == expected
+    assert curve(tmp_path, "eval/mlm_loss") == [(40, 40.5)]
+
+
+def test_the_remaining_time_after_a_rewind_is_by_the_pace_of_the_steps_since_then(tmp_path):
+    with Telemetry(tmp_path, steps=50) as telemetry:
+        telemetry.log(40, {}, HOST)
+        telemetry.rewind(20)
+        telemetry.log(30, {}, HOST)
+    assert lines(tmp_path)[-1]["timing"]["eta_s"] == HOST["seconds"] / 10 * 20
+
+
+def rolled_back_to_20(workdir: pathlib.Path) -> None:
+    """A run that took a checkpoint at 20, was rolled back to it twice, and at 30 once."""
+    with Telemetry(workdir, steps=50) as telemetry:
+        for step in (10, 20, 30):
+            telemetry.log(step, {"loss": jnp.float32(step)}, HOST)
+        telemetry.event(20, "phase", {"slots": 512})
+        for number in (1, 2):
+            telemetry.rewind(20)
+            telemetry.event(20, "rollback", {"number": number})
+        telemetry.log(30, {"loss": jnp.float32(30)}, HOST)
+        telemetry.flush()
+        telemetry.event(30, "rollback", {"number": 3})
+
+
+def test_rewinding_to_a_step_again_keeps_the_earlier_rollback_to_it(tmp_path):
+    rolled_back_to_20(tmp_path)
+    assert [r["number"] for r in lines(tmp_path) if r["kind"] == "rollback"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("restored", "rollbacks"), [(30, [1, 2]), (20, []), (25, [1, 2])])
+def test_a_resumed_run_forgets_the_rollbacks_that_came_after_its_checkpoint(tmp_path, restored, rollbacks):
+    rolled_back_to_20(tmp_path)
+    with Telemetry(tmp_path, steps=50, restored_step=restored):
+        pass
+    assert [r["number"] for r in lines(tmp_path) if r["kind"] == "rollback"] == rollbacks
+    assert [r["step"] for r in lines(tmp_path) if r["kind"] == "phase"] == [20]
+
+
+def test_an_event_is_recorded_after_the_steps_before_it_and_prints_nothing_of_its_own(tmp_path, capsys):
+    with Telemetry(tmp_path, steps=50) as telemetry:
+        telemetry.log(10, {"loss": jnp.float32(1)}, HOST)
+        telemetry.flush()
+        telemetry.log(20, {"loss": jnp.float32(1)}, HOST)
+        telemetry.flush()
+        capsys.readouterr()
+        telemetry.event(20, "phase", {"slots": 512, "why": "planned"})
+        assert capsys.readouterr().out == ""
+    record = lines(tmp_path)[-1]
+    assert record.pop("timing").keys() == {"time", "wall_s"}
+    assert record == {"step": 20, "kind": "phase", "slots": 512, "why": "planned"}
+
+
+# --- goodput ----------------------------------------------------------------------------------------------------------
+
+
+def steps_of(telemetry: Telemetry, clocks: Clocks, first: int, last: int) -> None:
+    """One step a line; each takes 1 s, and 1 s more goes into something else."""
+    for step in range(first, last + 1):
+        clocks.pass_by(2.0)
+        telemetry.log(step, {}, HOST | {"seconds": 1.0})
+
+
+def goodput(workdir: pathlib.Path) -> list[float]:
+    return [line["timing"]["goodput"] for line in lines(workdir) if line["kind"] == "train"]
+
+
+def test_goodput_is_the_time_of_steps_that_count_over_the_time_since_the_first_start(tmp_path, clocks):
+    with Telemetry(tmp_path, steps=99) as telemetry:
+        steps_of(telemetry, clocks, 1, 8)  # 16 s, of which 8 are steps
+    clocks.pass_by(20.0)  # nothing runs
+    clocks.monotonic = 3.0  # another process
+    with Telemetry(tmp_path, steps=99, restored_step=4) as telemetry:
+        steps_of(telemetry, clocks, 5, 12)
+    assert goodput(tmp_path)[3] == 0.5
+    assert goodput(tmp_path)[-1] == pytest.approx((4 + 8) / (16 + 20 + 16))
+    resume = next(line for line in all_lines(tmp_path) if line["kind"] == "resume")
+    assert resume["timing"] == {"time": clocks.wall - 16, "wall_s": 36.0, "lost_steps": 4, "lost_s": 4.0}
+
+
+def test_time_before_the_first_checkpoint_counts_although_all_steps_are_lost(tmp_path, clocks):
+    for _ in range(2):
+        with Telemetry(tmp_path, steps=99) as telemetry:
+            steps_of(telemetry, clocks, 1, 4)
+    assert goodput(tmp_path)[-1] == 4 / 16
+
+
+def test_steps_that_a_rollback_drops_are_not_productive(tmp_path, clocks):
+    with Telemetry(tmp_path, steps=99) as telemetry:
+        steps_of(telemetry, clocks, 1, 8)
+        telemetry.rewind(4)
+        steps_of(telemetry, clocks, 5, 8)
+    assert goodput(tmp_path)[-1] == 8 / 24
+
+
+@pytest.mark.parametrize(("jump", "wall"), [(-3600.0, 16 + 0 + 16), (+3600.0, 16 + 3600 + 16)])
+def test_a_clock_that_is_set_between_two_processes_gives_no_goodput_above_1_or_below_0(tmp_path, clocks, jump, wall):
+    for restored in (0, 8, 16):
+        with Telemetry(tmp_path, steps=99, restored_step=restored) as telemetry:
+            steps_of(telemetry, clocks, restored + 1, restored + 8)
+        clocks.wall += jump if restored == 0 else 0.0
+    assert goodput(tmp_path)[15] == 16 / wall
+    assert goodput(tmp_path)[-1] == 24 / (wall + 16)
+
+
+def test_a_clock_that_is_set_while_a_process_runs_changes_nothing(tmp_path, clocks):
+    with Telemetry(tmp_path, steps=99) as telemetry:
+        steps_of(telemetry, clocks, 1, 4)
+        clocks.wall -= 1e6
+        steps_of(telemetry, clocks, 5, 8)
+    assert goodput(tmp_path) == [0.5] * 8
+
+
+def test_a_run_whose_records_know_no_clock_goes_on(tmp_path, clocks):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "kind": "train", "loss": 1.0, "timing": {"eta_s": 1.0}}\n')
+    with Telemetry(tmp_path, steps=99, restored_step=3) as telemetry:
+        steps_of(telemetry, clocks, 4, 4)
+    assert starts(tmp_path) == [(3, "resume")]
+    assert lines(tmp_path)[-1]["timing"]["goodput"] == 0.5

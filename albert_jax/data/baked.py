@@ -339,6 +339,13 @@ class BakedStream:
         Raises:
           UserError: where a file is damaged or gone, or a record is not like the first one.
         """
+        return self._decode(self._records_at(start, count), start)
+
+    def examples(self, start: int, count: int) -> list[int | str]:
+        """The file and the number of each record in it."""
+        return [f"{record.path}:{record.number}" for record in self._records_at(start, count)]
+
+    def _records_at(self, start: int, count: int) -> list[_Record]:
         records: list[_Record] = []
         while len(records) < count:
             epoch, row = divmod(start + len(records), self.rows)
@@ -346,7 +353,7 @@ class BakedStream:
             window = int(np.searchsorted(begins, row, side="right")) - 1
             first = row - int(begins[window])
             records += self._window_records(epoch, window)[first : first + count - len(records)]
-        return self._decode(records, start)
+        return records
 
     def fixed_rows(self, start: int, count: int) -> Batch:
         """Rows `start` to `start + count` of the files in order; rows past their end are empty, without any target."""

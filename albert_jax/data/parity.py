@@ -204,8 +204,13 @@ class GoogleStream:
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
-    def batch(self, start: int, count: int) -> Batch:
-        """Rows `start` to `start + count` of the stream."""
+    def examples(self, start: int, count: int) -> list[int | str]:
+        """The pass and the first sentence of each."""
+        number, first, _ = self._chunks_at(start, count)
+        return [f"pass {n}, sentence {sentence}" for n, sentence in zip(number, first, strict=True)]
+
+    def _chunks_at(self, start: int, count: int) -> tuple[np.ndarray, ...]:
+        """Pass, first sentence and sentences of each row's chunk, int64 [count] each."""
         parts = []
         position, left = start, count
         while left:
@@ -216,7 +221,11 @@ class GoogleStream:
             parts.append((np.full(len(first), number % PASSES), first, chunks.size[some].astype(np.int64)))
             position, left = position + len(first), left - len(first)
         empty = np.zeros(0, np.int64)
-        drawn = self._draw(*(np.concatenate(arrays) for arrays in zip(*(parts or [(empty,) * 3]), strict=True)))
+        return tuple(np.concatenate(arrays) for arrays in zip(*(parts or [(empty,) * 3]), strict=True))
+
+    def batch(self, start: int, count: int) -> Batch:
+        """Rows `start` to `start + count` of the stream."""
+        drawn = self._draw(*self._chunks_at(start, count))
         row_ids = np.arange(start, start + count)
         rows = np.arange(count)
         return assemble(self.store, self.rule, self.settings, drawn, rows, np.zeros_like(rows), row_ids)

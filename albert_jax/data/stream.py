@@ -61,6 +61,9 @@ class Stream(Protocol):
     def fixed_rows(self, start: int, count: int) -> Batch:
         """Rows `start` to `start + count` of the first epoch; past its end they are empty, without any target."""
 
+    def examples(self, start: int, count: int) -> list[int | str]:
+        """What tells the examples of rows `start` to `start + count` apart, for those who want to look at them."""
+
 
 class PretrainingStream:
     """The endless stream of rows of one split.
@@ -136,6 +139,11 @@ class PretrainingStream:
         """Which examples `count` rows from `start` hold, int32 [count, P], -1 where unused, and the rows' visits."""
         rows, visits = self.mixture.at(start, count)
         return self.plan.row_examples[rows], visits
+
+    def examples(self, start: int, count: int) -> list[int | str]:
+        """Their numbers in the plan, row by row."""
+        examples, _ = self.examples_at(start, count)
+        return [int(example) for example in examples[examples >= 0]]
 
     def batch(self, start: int, count: int) -> Batch:
         """Rows `start` to `start + count` of the stream."""

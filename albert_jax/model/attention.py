@@ -6,12 +6,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from albert_jax.config import AlbertConfig
+from albert_jax.errors import UserError
 from albert_jax.model.dense import Dense
 from albert_jax.model.dropout import dropout, fold
 
+ATTENTIONS = ("xla", "cudnn")
+_LARGEST_FUSED_HEAD = 128  # what cuDNN takes on every GPU; from Hopper on it takes 256
 
-def attention_bias(attention_mask: jax.Array | None, example_ids: jax.Array | None) -> jax.Array | None:
-    """What is added to the attention scores: zero where a query may see a key, the lowest float32 where not.
+
+def visible_keys(attention_mask: jax.Array | None, example_ids: jax.Array | None) -> jax.Array | None:
+    """Which keys a query may see.
 
     Args:
       attention_mask: [B, S], 1 at real slots and 0 at padding, as in transformers; hides keys only. Or None.
@@ -19,7 +23,7 @@ def attention_bias(attention_mask: jax.Array | None, example_ids: jax.Array | No
         other where the numbers are equal. Or None.
 
     Returns:
-      float32 [B, 1, S, S] or [B, 1, 1, S], or None where everything is visible.
+      bool [B, 1, S, S] or [B, 1, 1, S], or None where everything is visible.
     """
     visible = None
     if attention_mask is not None:
@@ -27,40 +31,99 @@ def attention_bias(attention_mask: jax.Array | None, example_ids: jax.Array | No
     if example_ids is not None:
         same = (example_ids[:, :, None] == example_ids[:, None, :])[:, None]
         visible = same if visible is None else visible & same
-    return None if visible is None else jnp.where(visible, 0.0, jnp.finfo(jnp.float32).min)
+    return visible
 
 
 class AlbertAttention(nnx.Module):
-    """Attention, its output projection, dropout, residual and LayerNorm (post-LN, as in the original)."""
+    """Attention, its output projection, dropout, residual and LayerNorm (post-LN, as in the original).
 
-    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    Args:
+      config, dtype, rngs: as everywhere.
+      attention: 'xla', products and a softmax that XLA compiles, for every device and dtype; or 'cudnn', NVIDIA's fused
+        kernel, which never stores the scores. Weights that are asked for are computed as by 'xla' in both.
+
+    Raises:
+      UserError: for another name, or where cuDNN has no kernel for the device, the dtype, the head size or dropout.
+    """
+
+    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, attention: str, rngs: nnx.Rngs):
         def dense() -> Dense:
             return Dense(config.hidden_size, config.hidden_size, config, dtype=dtype, rngs=rngs)
 
-        self.config, self.dtype = config, dtype
+        _check_implementation(attention, config, dtype)
+        self.config, self.dtype, self.implementation = config, dtype, attention
         self.query, self.key, self.value, self.dense = dense(), dense(), dense(), dense()
         self.LayerNorm = nnx.LayerNorm(
             config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, x: jax.Array, bias: jax.Array | None, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: jax.Array, visible: jax.Array | None, keys: jax.Array | None, output_attentions: bool
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Attends over x.
 
         Args:
           x: float [B, S, H].
-          bias: float32, broadcastable to [B, N, S, S], or None.
+          visible: bool, broadcastable to [B, N, S, S], or None; see `visible_keys`.
           keys: dropout keys [B], or None in evaluation.
+          output_attentions: whether the weights are needed.
 
         Returns:
-          float [B, S, H], and the weights after softmax and dropout, float [B, N, S, S].
+          float [B, S, H], and the weights after softmax and dropout, float [B, N, S, S], which may be None where they
+          are not needed.
+
+        Raises:
+          UserError: for an odd S under a mask, with 'cudnn'.
         """
         c = self.config
         heads, size = c.num_attention_heads, c.hidden_size // c.num_attention_heads
         q, k, v = (dense(x).reshape(*x.shape[:2], heads, size) for dense in (self.query, self.key, self.value))
-        # Scores and softmax stay in float32 whatever the compute dtype: S terms are summed in them.
-        scores = jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32) * size**-0.5
-        weights = jax.nn.softmax(scores if bias is None else scores + bias, axis=-1).astype(self.dtype)
-        weights = dropout(weights, c.attention_probs_dropout_prob, fold(keys, 0))
-        context = jnp.einsum("bnqk,bknd->bqnd", weights, v).reshape(x.shape)
+        weights = None
+        if self.implementation == "cudnn" and not output_attentions:
+            context = _fused(q, k, v, visible).reshape(x.shape)
+        else:
+            # Scores and softmax stay in float32 whatever the compute dtype: S terms are summed in them.
+            scores = jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32) * size**-0.5
+            if visible is not None:
+                scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+            weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+            weights = dropout(weights, c.attention_probs_dropout_prob, fold(keys, 0))
+            context = jnp.einsum("bnqk,bknd->bqnd", weights, v).reshape(x.shape)
         x = self.LayerNorm(x + dropout(self.dense(context), c.hidden_dropout_prob, fold(keys, 1)))
         return x, weights
+
+
+def _check_implementation(attention: str, config: AlbertConfig, dtype: jnp.dtype) -> None:
+    """Refuses what cannot run, where the model is made: cuDNN's own refusals come late and in its own words."""
+    if attention not in ATTENTIONS:
+        raise UserError(f"attention must be one of {', '.join(ATTENTIONS)}, not {attention!r}.")
+    if attention == "xla":
+        return
+    size, rate = config.hidden_size // config.num_attention_heads, config.attention_probs_dropout_prob
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        raise UserError(
+            f"attention 'cudnn' computes in bfloat16, not in {jnp.dtype(dtype).name}; set dtype to bfloat16, or "
+            "attention to 'xla'."
+        )
+    if rate:
+        raise UserError(
+            f"attention 'cudnn' has no dropout, but attention_probs_dropout_prob is {rate}; set it to 0, or attention "
+            "to 'xla'."
+        )
+    if size % 8 or size > _LARGEST_FUSED_HEAD:
+        raise UserError(
+            f"attention 'cudnn' takes heads of a multiple of 8 up to {_LARGEST_FUSED_HEAD}, but hidden_size "
+            f"{config.hidden_size} over num_attention_heads {config.num_attention_heads} is {size}; use 'xla'."
+        )
+    if jax.default_backend() != "gpu":
+        raise UserError(f"attention 'cudnn' needs an NVIDIA GPU, but JAX runs on {jax.default_backend()}; use 'xla'.")
+
+
+def _fused(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
+    """The context [B, S, N, D] of bfloat16 q, k and v [B, S, N, D] by cuDNN."""
+    if visible is not None:
+        if q.shape[1] % 2:
+            raise UserError(f"attention 'cudnn' takes rows of an even length under a mask, not of {q.shape[1]} slots.")
+        # cuDNN adds the mask as a bias, which must have a row for each query; heads share it.
+        visible = jnp.broadcast_to(visible, (q.shape[0], 1, q.shape[1], q.shape[1]))
+    return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation="cudnn")

@@ -8,16 +8,37 @@ them, so its parameters exist once, under the first group's name.
 import functools
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from albert_jax.config import AlbertConfig
+from albert_jax.errors import UserError
 from albert_jax.model.attention import AlbertAttention
 from albert_jax.model.dense import Dense
 from albert_jax.model.dropout import dropout, fold
+
+# What is kept of a layer for its backward pass, by JAX's names, from least memory to least arithmetic: its input, what
+# the products with weights give, what all products give, everything. The rest is computed again.
+REMATERIALISATIONS = (
+    "nothing_saveable",
+    "dots_with_no_batch_dims_saveable",
+    "dots_saveable",
+    "everything_saveable",
+)
+
+
+def _dots_saveable(primitive: Any, *args: Any, **params: Any) -> Any:
+    """JAX's policy, and cuDNN's fused attention: it is two products, but not to JAX, which would run it twice."""
+    fused = primitive.name.startswith("dot_product_attention_fwd")
+    return fused or jax.checkpoint_policies.dots_saveable(primitive, *args, **params)
+
+
+def _policy(remat: str) -> Callable[..., Any]:
+    """What `jax.checkpoint` takes for one of `REMATERIALISATIONS`."""
+    return _dots_saveable if remat == "dots_saveable" else getattr(jax.checkpoint_policies, remat)
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
@@ -74,6 +95,7 @@ class AlbertLayer(nnx.Module):
 
     Args:
       config, dtype, rngs: as everywhere.
+      attention: as in `AlbertAttention`.
       first: the block in the same place of the first group, or None for that block itself. The part that
         `config.shared_across_groups` names is taken from it.
     """
@@ -84,13 +106,19 @@ class AlbertLayer(nnx.Module):
     full_layer_layer_norm: nnx.LayerNorm
 
     def __init__(
-        self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, first: Optional["AlbertLayer"] = None
+        self,
+        config: AlbertConfig,
+        *,
+        dtype: jnp.dtype,
+        attention: str,
+        rngs: nnx.Rngs,
+        first: Optional["AlbertLayer"] = None,
     ):
         self.config = config
         if first is not None and config.shared_across_groups == "attention":
             self.attention = first.attention
         else:
-            self.attention = AlbertAttention(config, dtype=dtype, rngs=rngs)
+            self.attention = AlbertAttention(config, dtype=dtype, attention=attention, rngs=rngs)
         if first is not None and config.shared_across_groups == "ffn":
             self.ffn, self.ffn_output = first.ffn, first.ffn_output
             self.full_layer_layer_norm = first.full_layer_layer_norm
@@ -101,9 +129,11 @@ class AlbertLayer(nnx.Module):
             config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, x: jax.Array, bias: jax.Array | None, keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: jax.Array, visible: jax.Array | None, keys: jax.Array | None, output_attentions: bool
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Applies the block to float [B, S, H]; see `AlbertAttention` for the arguments and what is returned."""
-        x, weights = self.attention(x, bias, fold(keys, 0))
+        x, weights = self.attention(x, visible, fold(keys, 0), output_attentions)
         y = self.ffn_output(activation(self.config.hidden_act)(self.ffn(x)))
         # Google and transformers' Flax class drop out here; transformers' torch class does not.
         return self.full_layer_layer_norm(x + dropout(y, self.config.hidden_dropout_prob, fold(keys, 1))), weights
@@ -113,43 +143,64 @@ class AlbertLayerGroup(nnx.Module):
     """`inner_group_num` blocks with weights of their own, applied in turn; layers of one group share all of them."""
 
     def __init__(
-        self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, first: Optional["AlbertLayerGroup"] = None
+        self,
+        config: AlbertConfig,
+        *,
+        dtype: jnp.dtype,
+        attention: str,
+        rngs: nnx.Rngs,
+        first: Optional["AlbertLayerGroup"] = None,
     ):
         firsts: list[AlbertLayer | None] = [None] * config.inner_group_num
         if first is not None:
             firsts = list(first.albert_layers)
-        self.albert_layers: nnx.List = nnx.List([AlbertLayer(config, dtype=dtype, rngs=rngs, first=f) for f in firsts])
+        self.albert_layers: nnx.List = nnx.List(
+            [AlbertLayer(config, dtype=dtype, attention=attention, rngs=rngs, first=f) for f in firsts]
+        )
 
     def __call__(
-        self, x: jax.Array, bias: jax.Array | None, keys: jax.Array | None
-    ) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
-        """Returns the output, and each block's output [B, S, H] and attention weights [B, N, S, S]."""
+        self, x: jax.Array, visible: jax.Array | None, keys: jax.Array | None, output_attentions: bool
+    ) -> tuple[jax.Array, list[jax.Array], list[jax.Array | None]]:
+        """Returns the output, and each block's output [B, S, H] and attention weights, see `AlbertAttention`."""
         outputs, attentions = [], []
         for i, layer in enumerate(self.albert_layers):
-            x, weights = layer(x, bias, fold(keys, i))
+            x, weights = layer(x, visible, fold(keys, i), output_attentions)
             outputs.append(x)
             attentions.append(weights)
         return x, outputs, attentions
 
 
 class AlbertEncoder(nnx.Module):
-    """Maps E to H and runs the layers, one `lax.scan` for each group, so that the program does not grow with depth."""
+    """Maps E to H and runs the layers, one `lax.scan` for each group, so that the program does not grow with depth.
 
-    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.config = config
+    Args:
+      config, dtype, rngs: as everywhere.
+      remat: what is kept for the backward pass, one of `REMATERIALISATIONS`; results do not depend on it.
+      attention: as in `AlbertAttention`.
+
+    Raises:
+      UserError: where one of the two is no such name or cannot be used here.
+    """
+
+    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, remat: str, attention: str, rngs: nnx.Rngs):
+        if remat not in REMATERIALISATIONS:
+            raise UserError(f"remat must be one of {', '.join(REMATERIALISATIONS)}, not {remat!r}.")
+        self.config, self.remat = config, remat
         self.embedding_hidden_mapping_in = Dense(
             config.embedding_size, config.hidden_size, config, dtype=dtype, rngs=rngs
         )
-        first = AlbertLayerGroup(config, dtype=dtype, rngs=rngs)
+
+        def group(first: AlbertLayerGroup | None) -> AlbertLayerGroup:
+            return AlbertLayerGroup(config, dtype=dtype, attention=attention, rngs=rngs, first=first)
+
+        first = group(None)
         others = range(1, config.num_hidden_groups)
-        self.albert_layer_groups = nnx.List(
-            [first, *(AlbertLayerGroup(config, dtype=dtype, rngs=rngs, first=first) for _ in others)]
-        )
+        self.albert_layer_groups = nnx.List([first, *(group(first) for _ in others)])
 
     def __call__(
         self,
         x: jax.Array,
-        bias: jax.Array | None,
+        visible: jax.Array | None,
         keys: jax.Array | None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
@@ -158,7 +209,7 @@ class AlbertEncoder(nnx.Module):
 
         Args:
           x: embeddings, float [B, S, E].
-          bias: as in `AlbertAttention`.
+          visible: as in `AlbertAttention`.
           keys: dropout keys [B], or None in evaluation.
           output_attentions: whether every block's attention weights are returned too.
           output_hidden_states: whether every block's output is returned too.
@@ -172,15 +223,12 @@ class AlbertEncoder(nnx.Module):
             def body(
                 x: jax.Array, layer: jax.Array, group: AlbertLayerGroup = self.albert_layer_groups[group]
             ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
-                x, outputs, weights = group(x, bias, fold(keys, layer))
-                wanted = ((output_hidden_states, outputs), (output_attentions, weights))
+                x, outputs, weights = group(x, visible, fold(keys, layer), output_attentions)
+                wanted: Any = ((output_hidden_states, outputs), (output_attentions, weights))
                 states, maps = (jnp.stack(arrays) if want else None for want, arrays in wanted)
                 return x, (states, maps)
 
-            # Only the products of matrices are kept for the backward pass; what lies between them is computed again,
-            # which costs less than storing it for every layer.
-            kept = jax.checkpoint_policies.dots_saveable
-            step = jax.checkpoint(body, policy=kept, prevent_cse=False)
+            step = jax.checkpoint(body, policy=_policy(self.remat), prevent_cse=False)
             x, (states, maps) = jax.lax.scan(step, x, jnp.array(list(members)))
             if states is not None:
                 hidden.append(states.reshape(-1, *states.shape[2:]))

@@ -3,7 +3,8 @@
 
 They are the structure behind the classes of `albert_jax.model.pretrained`, which hold the parameters, and what training
 differentiates. All but `FlaxAlbertModule` take its arguments, in its order, and labels of their own; a loss is computed
-where the labels are given, as transformers' torch classes do.
+where the labels are given, as transformers' torch classes do. Their constructors take `dtype` and, as `execution`, the
+`remat` and `attention` of `FlaxAlbertModule`.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from flax import nnx
 
 from albert_jax.config import AlbertConfig
 from albert_jax.errors import UserError
-from albert_jax.model.attention import attention_bias
+from albert_jax.model.attention import visible_keys
 from albert_jax.model.dense import Dense
 from albert_jax.model.dropout import fold
 from albert_jax.model.encoder import AlbertEmbeddings, AlbertEncoder, Encoded
@@ -52,16 +53,25 @@ class FlaxAlbertModule(nnx.Module):
       config: the architecture.
       add_pooling_layer: whether there is a pooler.
       dtype: compute dtype; parameters are float32.
+      remat: what the forward pass keeps for the backward pass, see `AlbertEncoder`.
+      attention: what computes attention, see `AlbertAttention`.
       rngs: initialises the parameters: matrices and tables from a normal of standard deviation `initializer_range`,
         truncated at two, biases zero, LayerNorm one and zero (as Google's code does).
     """
 
     def __init__(
-        self, config: AlbertConfig, *, add_pooling_layer: bool = True, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
+        self,
+        config: AlbertConfig,
+        *,
+        add_pooling_layer: bool = True,
+        dtype: jnp.dtype = jnp.float32,
+        remat: str = "dots_saveable",
+        attention: str = "xla",
+        rngs: nnx.Rngs,
     ):
         self.config = config
         self.embeddings = AlbertEmbeddings(config, dtype=dtype, rngs=rngs)
-        self.encoder = AlbertEncoder(config, dtype=dtype, rngs=rngs)
+        self.encoder = AlbertEncoder(config, dtype=dtype, remat=remat, attention=attention, rngs=rngs)
         if add_pooling_layer:
             self.pooler = Dense(config.hidden_size, config.hidden_size, config, dtype=dtype, rngs=rngs)
         self.add_pooling_layer = add_pooling_layer
@@ -71,12 +81,12 @@ class FlaxAlbertModule(nnx.Module):
         input_ids: jax.Array,
         token_type_ids: jax.Array | None,
         position_ids: jax.Array | None,
-        bias: jax.Array | None,
+        visible: jax.Array | None,
         keys: jax.Array | None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> Encoded:
-        """Everything up to the last hidden state [B, S, H]; see `AlbertEncoder` for bias, keys and the flags."""
+        """Everything up to the last hidden state [B, S, H]; see `AlbertEncoder` for visible, keys and the flags."""
         slots = input_ids.shape[1]
         if position_ids is None:
             if slots > self.config.max_position_embeddings:
@@ -88,7 +98,7 @@ class FlaxAlbertModule(nnx.Module):
         if token_type_ids is None:
             token_type_ids = jnp.zeros_like(input_ids)
         x = self.embeddings(input_ids, token_type_ids, position_ids, fold(keys, 0))
-        return self.encoder(x, bias, fold(keys, 1), output_attentions, output_hidden_states)
+        return self.encoder(x, visible, fold(keys, 1), output_attentions, output_hidden_states)
 
     def pool(self, x: jax.Array) -> jax.Array:
         """tanh of a dense layer on [CLS] states, float [..., H]."""
@@ -118,9 +128,9 @@ class FlaxAlbertModule(nnx.Module):
         Raises:
           UserError: where a row is longer than the position table and position_ids is None.
         """
-        bias = attention_bias(attention_mask, None)
+        visible = visible_keys(attention_mask, None)
         flags = output_attentions, output_hidden_states
-        encoded = self.encode(input_ids, token_type_ids, position_ids, bias, keys, *flags)
+        encoded = self.encode(input_ids, token_type_ids, position_ids, visible, keys, *flags)
         pooled = self.pool(encoded.last[:, 0]) if self.add_pooling_layer else None
         return BaseModelOutputWithPooling(encoded.last, pooled, encoded.hidden_states, encoded.attentions)
 
@@ -128,9 +138,9 @@ class FlaxAlbertModule(nnx.Module):
 class FlaxAlbertForPreTrainingModule(nnx.Module):
     """With the masked-LM and the sentence-order head."""
 
-    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs, **execution: Any):
         self.config = config
-        self.albert = FlaxAlbertModule(config, dtype=dtype, rngs=rngs)
+        self.albert = FlaxAlbertModule(config, dtype=dtype, rngs=rngs, **execution)
         self.predictions = AlbertMLMHead(config, dtype=dtype, rngs=rngs)
         self.sop_classifier = AlbertSOPHead(config, dtype=dtype, rngs=rngs)
 
@@ -180,8 +190,8 @@ class FlaxAlbertForPreTrainingModule(nnx.Module):
           cls_positions: int [B, P], each example's [CLS]; unused entries may point anywhere.
           row_keys: dropout keys [B], or None in evaluation.
         """
-        bias = attention_bias(None, example_ids)
-        last = self.albert.encode(input_ids, token_type_ids, position_ids, bias, row_keys).last
+        visible = visible_keys(None, example_ids)
+        last = self.albert.encode(input_ids, token_type_ids, position_ids, visible, row_keys).last
         table = self.albert.embeddings.word_embeddings.embedding[...]
         mlm = self.predictions(gather_slots(last, mlm_positions), table)
         sop = self.sop_classifier(self.albert.pool(gather_slots(last, cls_positions)), None)
@@ -191,8 +201,8 @@ class FlaxAlbertForPreTrainingModule(nnx.Module):
 class FlaxAlbertForMaskedLMModule(nnx.Module):
     """With the masked-LM head."""
 
-    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
-        self.albert = FlaxAlbertModule(config, add_pooling_layer=False, dtype=dtype, rngs=rngs)
+    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs, **execution: Any):
+        self.albert = FlaxAlbertModule(config, add_pooling_layer=False, dtype=dtype, rngs=rngs, **execution)
         self.predictions = AlbertMLMHead(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, *inputs: Any, labels: jax.Array | None = None, **options: Any) -> MaskedLMOutput:
@@ -206,9 +216,9 @@ class FlaxAlbertForMaskedLMModule(nnx.Module):
 class FlaxAlbertForSequenceClassificationModule(nnx.Module):
     """With a classifier, or a regression, on the pooled output."""
 
-    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs, **execution: Any):
         self.config = config
-        self.albert = FlaxAlbertModule(config, dtype=dtype, rngs=rngs)
+        self.albert = FlaxAlbertModule(config, dtype=dtype, rngs=rngs, **execution)
         self.classifier = Dense(config.hidden_size, config.num_labels, config, dtype=dtype, rngs=rngs)
 
     def __call__(self, *inputs: Any, labels: jax.Array | None = None, **options: Any) -> SequenceClassifierOutput:
@@ -223,9 +233,9 @@ class FlaxAlbertForSequenceClassificationModule(nnx.Module):
 class FlaxAlbertForMultipleChoiceModule(nnx.Module):
     """With one score for each of C choices."""
 
-    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs, **execution: Any):
         self.config = config
-        self.albert = FlaxAlbertModule(config, dtype=dtype, rngs=rngs)
+        self.albert = FlaxAlbertModule(config, dtype=dtype, rngs=rngs, **execution)
         self.classifier = Dense(config.hidden_size, 1, config, dtype=dtype, rngs=rngs)
 
     def __call__(self, *inputs: Any, labels: jax.Array | None = None, **options: Any) -> MultipleChoiceModelOutput:
@@ -241,9 +251,9 @@ class FlaxAlbertForMultipleChoiceModule(nnx.Module):
 class FlaxAlbertForTokenClassificationModule(nnx.Module):
     """With a classifier on every slot."""
 
-    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs, **execution: Any):
         self.config = config
-        self.albert = FlaxAlbertModule(config, add_pooling_layer=False, dtype=dtype, rngs=rngs)
+        self.albert = FlaxAlbertModule(config, add_pooling_layer=False, dtype=dtype, rngs=rngs, **execution)
         self.classifier = Dense(config.hidden_size, config.num_labels, config, dtype=dtype, rngs=rngs)
 
     def __call__(self, *inputs: Any, labels: jax.Array | None = None, **options: Any) -> TokenClassifierOutput:
@@ -258,12 +268,12 @@ class FlaxAlbertForTokenClassificationModule(nnx.Module):
 class FlaxAlbertForQuestionAnsweringModule(nnx.Module):
     """With two scores for every slot: that an answer starts there, and that it ends there."""
 
-    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
+    def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs, **execution: Any):
         if config.num_labels != 2:
             raise UserError(
                 f"question answering has two scores a slot, so num_labels must be 2, not {config.num_labels}."
             )
-        self.albert = FlaxAlbertModule(config, add_pooling_layer=False, dtype=dtype, rngs=rngs)
+        self.albert = FlaxAlbertModule(config, add_pooling_layer=False, dtype=dtype, rngs=rngs, **execution)
         self.qa_outputs = Dense(config.hidden_size, 2, config, dtype=dtype, rngs=rngs)
 
     def __call__(

@@ -28,6 +28,7 @@ from albert_jax.model.parameters import Parameters, parameter_shapes, parameters
 Array = jax.Array | np.ndarray
 _log = logging.getLogger(__name__)
 _HEADS = ("predictions/", "sop_classifier/", "classifier/", "qa_outputs/", "pooler/", "albert/pooler/")
+_NETWORK_OPTIONS = ("add_pooling_layer", "attention", "input_shape", "remat")  # no fields of the configuration
 
 
 class FlaxAlbertPreTrainedModel:
@@ -39,7 +40,8 @@ class FlaxAlbertPreTrainedModel:
       seed: of the initial parameters.
       dtype: compute dtype; the initial parameters are float32 whatever it is.
       _do_init: False leaves the model without parameters: `init_weights` makes them and each call is given them.
-      options: of the network: `add_pooling_layer` for `FlaxAlbertModel`.
+      options: of the network: `remat` and `attention`, and `add_pooling_layer` for `FlaxAlbertModel`; see
+        `albert_jax.model.modules.FlaxAlbertModule`.
     """
 
     config_class = AlbertConfig
@@ -269,7 +271,7 @@ class FlaxAlbertPreTrainedModel:
             or the tied table contradicts it.
         """
         hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-        network = {name: options.pop(name) for name in ("add_pooling_layer", "input_shape") if name in options}
+        network = {name: options.pop(name) for name in _NETWORK_OPTIONS if name in options}
         directory = locate(pretrained_model_name_or_path, MODEL_FILES, **hub)
         if config is None:
             config = AlbertConfig.from_pretrained(directory)

@@ -10,173 +10,50 @@ The workdir may lie in an object store (gs://bucket/run): Orbax writes there its
 step is whole once it has its last object, `commit_success.txt`.
 """
 
+import contextlib
+import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
-import pathlib
-import platform
-import shutil
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax
 import jax
-import jax.numpy as jnp
-import jaxlib
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import nnx, traverse_util
-from jax.sharding import Mesh
+from flax import nnx
 
-import albert_jax
 from albert_jax.config import AlbertConfig
 from albert_jax.errors import UserError
 from albert_jax.model import FlaxAlbertForPreTrainingModule, Parameters, parameters
-from albert_jax.remote import check_bucket, directory, first_line, is_remote, named_refusals, refusal
-from albert_jax.training.recipe import RESUMABLE_FIELDS
-from albert_jax.training.sharding import replicated
+from albert_jax.remote import check_bucket, first_line, is_remote, named_refusals, refusal
+from albert_jax.training.agreement import agree
+from albert_jax.training.digests import digests, start_digests
+from albert_jax.training.distributed import by_first, first
+from albert_jax.training.identity import check_same_run
+from albert_jax.training.lock import WorkdirLock
+from albert_jax.training.saved_steps import SavedSteps, absolute
 from albert_jax.training.step import TrainState
+from albert_jax.training.writer import META, Writer
 
 _log = logging.getLogger(__name__)
 
-_TRASH = ".trash"
+ATTEMPTS = 3  # of a save that training waits for: the last one, or that of an interruption
+PAUSE = 1.0  # seconds between them
+_restorations = itertools.count()  # all processes try to restore the same steps in the same order
 
 
-# --- what a run is ----------------------------------------------------------------------------------------------------
-
-
-def versions(mesh: Mesh) -> dict[str, str]:
-    """What bit-for-bit equality depends on besides the run itself: software, hardware and its number."""
-    device = jax.devices()[0]
-    return {
-        "python": platform.python_version(),
-        "albert_jax": albert_jax.__version__,
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "flax": flax.__version__,
-        "optax": optax.__version__,
-        "orbax": ocp.__version__,
-        "numpy": np.__version__,
-        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "mesh": f"{mesh.size} devices",
-    }
-
-
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    return traverse_util.flatten_dict(config, sep=".")
-
-
-def check_same_run(saved: dict[str, Any], current: dict[str, Any], workdir: str | os.PathLike[str]) -> None:
-    """Refuses to go on with another data set, vocabulary or configuration; other versions are only warned of.
-
-    Args:
-      saved: identity of the run that the workdir belongs to.
-      current: identity of the run that is starting.
-      workdir: named in the message.
-
-    Raises:
-      UserError: naming every difference that matters.
-    """
-    old, new = _flat(saved["config"]), _flat(current["config"])
-    differences = [
-        f"{name} was {old.get(name)!r} and is now {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name not in RESUMABLE_FIELDS
-    ]
-    differences += [
-        f"{what} was {str(saved[what])[:12]} and is now {str(current[what])[:12]}"
-        for what in ("data_fingerprint", "vocabulary_sha256", "plan", "rows_per_step")
-        if saved[what] != current[what]
-    ]
-    if differences:
-        raise UserError(
-            f"{workdir} belongs to another run: {'; '.join(differences)}; use another --workdir, and "
-            f"--config.init_from={workdir} to start from its weights."
-        )
-    for name, value in current["versions"].items():
-        if saved["versions"].get(name) != value:
-            _log.warning(
-                "this run was started with %s %s and goes on with %s: results may differ in the last bits.",
-                name,
-                saved["versions"].get(name),
-                value,
-            )
-
-
-def claim_workdir(workdir: str | os.PathLike[str], identity: dict[str, Any]) -> None:
-    """Writes `run.json` into a new workdir, or checks that an old one belongs to this run.
-
-    A workdir without any finished checkpoint is new: the corrected command may use what a failed first start left.
-
-    Raises:
-      UserError: where it belongs to another run or cannot be written.
-    """
-    root = directory(workdir)
-    file = root / "run.json"
-    with named_refusals(root):
-        if file.is_file() and _has_checkpoints(root / "checkpoints"):
-            try:
-                saved = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as e:
-                raise UserError(f"{file} is damaged ({first_line(e)}); restore it from a backup.") from e
-            check_same_run(saved, identity, workdir)
-            return
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_suffix(".tmp")
-            temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-            temporary.replace(file)
-        except OSError as e:
-            if is_remote(workdir):
-                raise
-            raise UserError(f"the workdir {workdir} cannot be written ({e.strerror}); choose another --workdir.") from e
-
-
-def _has_checkpoints(checkpoints: epath.Path) -> bool:
-    """Whether a step has been finished there; the first objects of one are in a store before its last."""
-    if not checkpoints.is_dir():
-        return False
-    return any(path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path) for path in checkpoints.iterdir())
-
-
-# --- digests ----------------------------------------------------------------------------------------------------------
-
-
-def _leaf_digest(x: jax.Array) -> jax.Array:
-    """uint32 [2]: sums modulo 2**32 of the array's mixed bits and positions, so exact under any sharding."""
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(x.ravel(), unsigned).astype(jnp.uint32)
-    place = jnp.arange(bits.size, dtype=jnp.uint32)
-
-    def mixed(odd: int) -> jax.Array:  # the finaliser of MurmurHash3 on (value, position)
-        h = bits * jnp.uint32(odd) ^ (place * jnp.uint32(0x9E3779B1) + jnp.uint32(odd))
-        h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-        h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
-        return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)
-
-    return jnp.stack([mixed(0x27D4EB2F), mixed(0x165667B1)])
-
-
-_digest_leaves = jax.jit(lambda tree: jax.tree.map(_leaf_digest, tree))
-
-
-def digests(tree: Any) -> dict[str, str]:
-    """A digest of each array: path -> 16 hexadecimal digits."""
-    leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(_digest_leaves(tree)))[0]
-    return {jax.tree_util.keystr(path): "".join(f"{int(word):08x}" for word in leaf) for path, leaf in leaves}
+# --- saving and restoring ---------------------------------------------------------------------------------------------
 
 
 def _seal(meta: dict[str, Any]) -> str:
     """sha256 of everything in `meta` but the seal itself: a changed digit in the position would show nowhere else."""
     rest = {name: value for name, value in meta.items() if name != "seal"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-# --- saving and restoring ---------------------------------------------------------------------------------------------
 
 
 class Restored(NamedTuple):
@@ -192,41 +69,65 @@ class _DamagedError(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run; the workdir's lock has to be held.
+
+    In several processes all of them call the same methods in the same order; the first one alone changes the directory.
 
     Args:
       workdir: the run's; checkpoints go into its directory `checkpoints`.
       keep: newest checkpoints kept.
       identity: what `run.json` holds; saved with every checkpoint.
+      lock: the workdir's, looked at before anything is written; without it, it is taken for held.
+
+    Raises:
+      UserError: where `keep` is too small, or the directory cannot be read or written.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], keep: int, identity: dict[str, Any]):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        keep: int,
+        identity: dict[str, Any],
+        lock: WorkdirLock | None = None,
+    ):
         if keep < 2:
             raise UserError(
                 f"checkpoint.keep must be at least 2, not {keep}: a damaged checkpoint needs one before it."
             )
-        self.directory = _absolute(workdir) / "checkpoints"
-        self._identity = identity
-        self._durable = 0  # newest step known to be complete
-        self._in_flight: int | None = None
-        # Old steps are first renamed away, so that a kill during their deletion cannot leave half a checkpoint in the
-        # list. In an object store Orbax deletes them in place: half a step stays there until the next save, and would
-        # be passed over as damaged.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, todelete_subdir=_TRASH, cleanup_tmp_directories=True, enable_async_checkpointing=True
-        )
-        with named_refusals(self.directory):
-            if is_remote(self.directory):
-                check_bucket(self.directory)
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
-        self._empty_trash()
+        self.directory = absolute(workdir) / "checkpoints"
+        self._identity, self._keep, self._lock = identity, keep, lock
+        self._saved = SavedSteps(self.directory)
+        self._steps: list[int] = by_first(self._open)  # that are whole, ascending; the same in all processes
+        self._durable = 0  # newest step that is known to be good
+        self._failures = 0  # in a row; counted by the first process
+        self._attempt = 0  # of the save that training waits for; 0 where it does not
+        self._surplus: list[int] = []  # steps to be deleted that could not be
+        self._under_way: int | None = None  # the step that is being saved
+        self._writer = Writer(self._saved, lock.check_here if lock else lambda: None)
 
-    def _empty_trash(self) -> None:
-        if not is_remote(self.directory):
-            shutil.rmtree(self.directory / _TRASH, ignore_errors=True)
+    def _open(self) -> list[int]:
+        """Makes the directory and removes what was left over; gives the steps that are there."""
+        with named_refusals(self.directory):
+            try:
+                if is_remote(self.directory):
+                    check_bucket(self.directory)
+                else:
+                    self.directory.mkdir(parents=True, exist_ok=True)
+                self._saved.clean()
+                return self._saved.whole()
+            except OSError as e:
+                if is_remote(self.directory):
+                    raise
+                raise UserError(f"{self.directory} cannot be written ({e.strerror}); choose another --workdir.") from e
+
+    # Saving.
 
     def save(self, state: TrainState, position: int, *, block: bool) -> None:
-        """Saves a state, in the background unless `block`; a step that is there already is not written again.
+        """Saves a state; a step that is there already is not written again.
+
+        Without `block` it is written in the background, after the save before it has ended. Where that one failed, a
+        sentence was said when it did, and training goes on: storage may fail for a while. With `block` it is tried
+        `ATTEMPTS` times.
 
         Args:
           state: copied from the devices before this returns.
@@ -234,157 +135,263 @@ class Checkpoints:
           block: whether to wait until the checkpoint is durable.
 
         Raises:
-          UserError: where this save, or the one before it that was still under way, failed.
+          UserError: where `block` and it could not be saved, a save does not end, or the workdir's lock is lost.
+          LostPeerError: where another process does not answer.
         """
-        self.wait()
         step = int(state.step)
-        if step not in self._manager.all_steps():
-            rest = state._asdict()
-            params = rest.pop("params")
-            meta = self._identity | {
-                "step": step,
-                "position": position,
-                "digests": {"params": digests(params), "rest": digests(rest)},
-            }
-            meta["seal"] = _seal(meta)
-            items = ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                rest=ocp.args.StandardSave(rest),
-                meta=ocp.args.JsonSave(meta),
+        self._settle(None if block else step)
+        if step in self._steps:
+            return
+        if not block:
+            self._start(state, step, position)
+            return
+        for attempt in range(1, ATTEMPTS + 1):
+            self._attempt = attempt
+            self._start(state, step, position)
+            if not (why := self._settle()):
+                self._attempt = 0
+                return
+            if attempt < ATTEMPTS:
+                time.sleep(PAUSE)
+        raise self._lost_save(step, f" in {ATTEMPTS} attempts ({why})")
+
+    def _start(self, state: TrainState, step: int, position: int) -> None:
+        if self._lock is not None:
+            self._lock.check()
+        rest = state._asdict()
+        items = {"params": rest.pop("params"), "rest": rest}
+        digests_of = {name: start_digests(tree) for name, tree in items.items()}
+
+        def meta() -> dict[str, Any]:
+            digests = {name: read() for name, read in digests_of.items()}
+            content = self._identity | {"step": step, "position": position, "digests": digests}
+            return content | {"seal": _seal(content)}
+
+        self._under_way = step
+        old = [*self._steps, step][: -self._keep]
+        self._writer.start(step, items, meta, done=lambda: self._retain(old), failed=lambda why: self._warn(step, why))
+
+    def _retain(self, old: list[int]) -> None:
+        """In the background, once a newer step is durable: deletes old ones."""
+        self._failures = 0
+        self._surplus += old
+        try:
+            while self._surplus:
+                self._saved.delete(self._surplus[0])
+                del self._surplus[0]
+        except Exception as e:  # the next save tries it again
+            _log.warning("old checkpoint %s of %s could not be deleted (%s).", self._surplus[0], self.directory, e)
+
+    def _settle(self, next_step: int | None = None) -> str:
+        """Waits for the save that is under way; why it failed, empty if it did not or there is none."""
+        step, began = self._under_way, time.monotonic()
+        slow = next_step is not None and self._writer.busy
+        if slow and first():
+            _log.warning(
+                "the save of step %s was still under way when step %s was to be saved: training waits for it.",
+                step,
+                next_step,
             )
-            self._in_flight = step
-            self._guard(lambda: self._manager.save(step, args=items, force=True))
-        if block:
-            self.wait()
+        why = self._writer.finish()
+        if slow and first():
+            _log.warning(
+                "training waited %.1f s for the save of step %s: choose a larger checkpoint.every or faster storage.",
+                time.monotonic() - began,
+                step,
+            )
+        if step is None:
+            return ""
+        self._under_way = None
+        if why:
+            by_first(lambda: self._discard(step))
+        else:
+            self._steps, self._durable = [*self._steps, step][-self._keep :], step
+        return why
+
+    def _discard(self, step: int) -> None:
+        with contextlib.suppress(Exception):  # the next save of this step, or the next start, tries it again
+            self._saved.discard(step)
+
+    def _warn(self, step: int, why: str) -> None:
+        """Says in process 0 that a save has failed, when it does."""
+        self._failures += 1
+        if self._attempt:
+            what = f"attempt {self._attempt} of {ATTEMPTS}"
+        else:
+            what = f"failure {self._failures} in a row; training goes on and saves again after checkpoint.every steps"
+        _log.warning(
+            "the checkpoint of step %s could not be written to %s (%s): %s; the last good one is %s.",
+            step,
+            self.directory,
+            why,
+            what,
+            self._last_good(),
+        )
+
+    def _last_good(self) -> str:
+        return f"step {self._durable}" if self._durable else "none"
+
+    def _lost_save(self, step: int | None, how: str) -> UserError:
+        remedy = "see that the bucket can be written to" if is_remote(self.directory) else "make room"
+        return UserError(
+            f"the checkpoint of step {step} could not be written to {self.directory}{how}; the last good one is "
+            f"{self._last_good()}: {remedy} and run the same command again."
+        )
 
     def wait(self) -> None:
-        """Waits until the last save is durable, then deletes what retention has set aside.
+        """Waits until the last save is durable or has failed, which was told when it did.
 
         Raises:
-          UserError: where it failed.
+          UserError: where it does not end.
+          LostPeerError: where another process does not answer.
         """
-        self._guard(self._manager.wait_until_finished)
-        if self._in_flight is not None:
-            self._durable, self._in_flight = self._in_flight, None
-        self._empty_trash()
+        self._settle()
 
-    def _guard(self, action: Callable[[], Any]) -> None:
+    def close(self) -> None:
+        """Waits for the last save and lets go of the directory.
+
+        Raises:
+          UserError: where the save failed or does not end.
+          LostPeerError: where another process does not answer.
+        """
+        step = self._under_way
         try:
-            action()
-        except Exception as e:  # Orbax passes on what its threads raised: OSError, ValueError, its own
-            last = f"step {self._durable}" if self._durable else "none"
-            remedy = "see that the bucket can be written to" if is_remote(self.directory) else "make room"
-            raise UserError(
-                f"the checkpoint of step {self._in_flight} could not be written to {self.directory} "
-                f"({first_line(e)}); the last good one is {last}: {remedy} and run the same command again."
-            ) from e
+            if why := self._settle():
+                raise self._lost_save(step, f" ({why})")
+        finally:
+            self._writer.close()
 
-    def restore(self, like: TrainState, mesh: Mesh) -> Restored | None:
+    # Restoring.
+
+    def restore(self, like: TrainState) -> Restored | None:
         """The newest checkpoint that is whole, or None where there has never been one.
 
-        A damaged one is reported and set aside for the one before it; where all are damaged, nothing is touched.
+        A damaged one is reported and set aside for the one before it; where all are damaged, nothing is touched. What
+        one process finds damaged is damaged for all.
 
         Args:
-          like: a state, or its shapes and dtypes, of the same structure.
-          mesh: where the arrays go; it need not be the mesh that they were saved from.
+          like: shapes, dtypes and shardings, as `jax.ShapeDtypeStruct` or arrays; they need not be those of the run
+            that saved.
 
         Raises:
-          UserError: where there are checkpoints and all are damaged.
+          UserError: where there are checkpoints and all are damaged, or the storage cannot be read now.
+          LostPeerError: where another process does not answer.
         """
-        with named_refusals(self.directory):
-            steps = sorted(self._manager.all_steps(), reverse=True)
-        damaged = []
-        for step in steps:
+        self._settle()
+        damaged: list[int] = []
+        for step in reversed(self._steps):
             try:
-                restored = self._restore_step(step, like, mesh)
-            except (UserError, MemoryError):
-                raise
-            except Exception as e:
-                # The run is the same, so this is damage, unless the storage itself cannot be read now.
-                if unreadable := _unreadable(e, self.directory):
-                    raise UserError(
-                        f"checkpoint {step} of {self.directory} cannot be read ({first_line(unreadable)}); see to the "
-                        "storage and run the same command again."
-                    ) from e
-                _log.warning(
-                    "checkpoint %s of %s is damaged (%s); trying the one before.", step, self.directory, first_line(e)
-                )
+                restored = self._restore_step(step, like)
+            except _DamagedError as e:
+                if first():
+                    _log.warning("checkpoint %s of %s is damaged (%s); trying the one before.", step, self.directory, e)
                 damaged.append(step)
                 continue
-            for newer in damaged:
-                self._set_aside(newer)
+            by_first(functools.partial(self._tidy, damaged, step))
+            self._steps = [saved for saved in self._steps if saved not in damaged]
             self._durable = step
             return restored
-        if steps:
+        if self._steps:
             raise UserError(
-                f"all checkpoints in {self.directory} are damaged (steps {', '.join(map(str, steps))}); restore the "
+                f"all checkpoints in {self.directory} are damaged (steps {', '.join(map(str, damaged))}); restore the "
                 "directory from a backup, or choose another --workdir to start again."
             )
         return None
 
-    def _set_aside(self, step: int) -> None:
-        """Renames a damaged step out of Orbax's sight, so that the run can save that step again."""
-        target = self.directory / f"damaged-{step}"
+    def _tidy(self, damaged: list[int], restored: int) -> None:
+        """Sets damaged steps aside, and removes those that were and are older than the one that is gone on from."""
         with named_refusals(self.directory):
-            target.rmtree(missing_ok=True)
-            (self.directory / str(step)).rename(target)
-        self._manager.reload()
+            for step in damaged:
+                self._saved.set_aside(step)
+            self._saved.forget_damaged(before=restored)
 
-    def _restore_step(self, step: int, like: TrainState, mesh: Mesh) -> Restored:
-        meta = _load_meta(self._manager, step)
-        check_same_run(meta, self._identity, self.directory.parent)
-        place = replicated(mesh)
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like)
-        rest = target._asdict()
-        params = rest.pop("params")
-        loaded = _load_items(self._manager, step, {"params": params, "rest": rest}, meta)
+    def _restore_step(self, step: int, like: TrainState) -> Restored:
+        """One step, exactly as it was saved.
+
+        Raises:
+          _DamagedError: in all processes, where a part of it is not what was saved.
+        """
+        meta = _judged(by_first(lambda: self._verdict(step, lambda: self._load_meta(step))))
+        rest = like._asdict()
+        targets = {"params": rest.pop("params"), "rest": rest}
+        loaded: dict[str, Any] = {}
+        verdict = self._verdict(step, lambda: loaded.update(_load_items(self._saved.path(step), targets)))
+        words = agree(f"albert_jax/restore/{next(_restorations)}", json.dumps(verdict))
+        for other in sorted(map(json.loads, words), key=lambda other: "unreadable" not in other):
+            _judged(other)
+        _compare(loaded, meta)  # all processes come to the same result
         return Restored(TrainState(params=loaded["params"], **loaded["rest"]), int(meta["position"]), meta)
 
-    def close(self) -> None:
-        """Waits for the last save and lets go of the directory."""
-        self.wait()
-        self._manager.close()
+    def _load_meta(self, step: int) -> dict[str, Any]:
+        meta = _read_meta(self._saved.path(step))
+        check_same_run(meta, self._identity, self.directory.parent)
+        return meta
+
+    def _verdict(self, step: int, load: Callable[[], Any]) -> dict[str, Any]:
+        """What a load gives, or why it gives nothing: that is damage, as the run is the same, or the storage failed."""
+        name = f"checkpoint {step} of {self.directory}"
+        try:
+            return {"loaded": load()}
+        except UserError:
+            raise
+        except MemoryError:
+            return {"unreadable": f"{name} does not fit into the memory of process {jax.process_index()}; use more."}
+        except Exception as e:
+            if not (unreadable := _unreadable(e, self.directory)):
+                return {"damaged": first_line(e)}
+            why = first_line(unreadable)
+            return {"unreadable": f"{name} cannot be read ({why}); see to the storage and run the same command again."}
 
 
-def _load_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """Restores `meta` and compares it with its seal."""
-    meta: dict[str, Any] = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+def _judged(verdict: dict[str, Any]) -> Any:
+    if "unreadable" in verdict:
+        raise UserError(verdict["unreadable"])
+    if "damaged" in verdict:
+        raise _DamagedError(verdict["damaged"])
+    return verdict["loaded"]
+
+
+def _read_meta(folder: epath.Path) -> dict[str, Any]:
+    """A step's `meta`, compared with its seal."""
+    meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
     if meta.get("seal") != _seal(meta):
         raise _DamagedError("its meta is not what was saved")
     return meta
 
 
-def _load_items(
-    manager: ocp.CheckpointManager, step: int, targets: dict[str, Any], meta: dict[str, Any]
-) -> dict[str, Any]:
-    """Restores items and compares their digests with those in `meta`."""
-    args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in targets.items()})
-    loaded = manager.restore(step, args=args)
-    for name in targets:
-        expected, found = meta["digests"][name], digests(loaded[name])
+def _load_items(folder: epath.Path, targets: dict[str, Any]) -> dict[str, Any]:
+    """Restores a step's items, each process its part. No process waits for another here."""
+
+    def load(name: str, tree: Any) -> Any:
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+        return ocp.StandardCheckpointHandler().restore(folder / name, args=ocp.args.StandardRestore(target))
+
+    return {name: load(name, tree) for name, tree in targets.items()}
+
+
+def _compare(loaded: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Refuses arrays whose digests are not those that were saved."""
+    for name, tree in loaded.items():
+        expected, found = meta["digests"][name], digests(tree)
         wrong = [path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path)]
         if wrong:
             raise _DamagedError(
                 f"{len(wrong)} arrays of {name!r} are not those that were saved, e.g. {sorted(wrong)[0]}"
             )
-    return {name: loaded[name] for name in targets}
-
-
-def _absolute(workdir: str | os.PathLike[str]) -> epath.Path:
-    """The workdir as Orbax wants it."""
-    found = directory(workdir)
-    return found if is_remote(found) else epath.Path(pathlib.Path(found).absolute())
 
 
 def _unreadable(e: Exception, checkpoints: epath.Path) -> BaseException | None:
     """The error by which the storage as such failed; None where something in it is missing or damaged."""
-    if is_remote(checkpoints):
-        return refusal(e)
-    return e if isinstance(e, OSError) and not isinstance(e, FileNotFoundError) else None
+    if (found := refusal(e)) or is_remote(checkpoints):
+        return found
+    return e if isinstance(e, OSError) and not isinstance(e, (FileNotFoundError, NotADirectoryError)) else None
+
+
+# --- reading parameters alone -----------------------------------------------------------------------------------------
 
 
 def load_parameters(workdir: str | os.PathLike[str], step: int | None = None) -> tuple[Parameters, dict[str, Any]]:
-    """The parameters of a run, for export or as a start for another run.
+    """The parameters of a run, for export or as a start for another run; its lock is not needed.
 
     Args:
       workdir: a training workdir.
@@ -396,18 +403,17 @@ def load_parameters(workdir: str | os.PathLike[str], step: int | None = None) ->
     Raises:
       UserError: where there is no such checkpoint or it is damaged.
     """
-    checkpoints = _absolute(workdir) / "checkpoints"
+    checkpoints = absolute(workdir) / "checkpoints"
     with named_refusals(checkpoints):
-        if not checkpoints.is_dir():
+        steps = SavedSteps(checkpoints).whole()
+        if not steps and not checkpoints.is_dir():
             raise UserError(f"{workdir} holds no checkpoints; give the --workdir of a training run.")
-        manager = ocp.CheckpointManager(checkpoints, options=ocp.CheckpointManagerOptions(read_only=True))
-        steps = sorted(manager.all_steps())
         if not steps or (step is not None and step not in steps):
             wanted = "" if step is None else f" {step}"
             raise UserError(f"{checkpoints} has no checkpoint{wanted}; it has {steps or 'none yet, so train first'}.")
         step = steps[-1] if step is None else step
         try:
-            return _load_parameters(manager, step)
+            return _load_parameters(checkpoints / str(step))
         except UserError:
             raise
         except Exception as e:
@@ -417,15 +423,14 @@ def load_parameters(workdir: str | os.PathLike[str], step: int | None = None) ->
                 f"checkpoint {step} of {checkpoints} is damaged ({first_line(e)}); choose another of {steps} with "
                 "--step."
             ) from e
-        finally:
-            manager.close()
 
 
-def _load_parameters(manager: ocp.CheckpointManager, step: int) -> tuple[Parameters, dict[str, Any]]:
-    meta = _load_meta(manager, step)
+def _load_parameters(folder: epath.Path) -> tuple[Parameters, dict[str, Any]]:
+    meta = _read_meta(folder)
     config = AlbertConfig.from_dict(meta["config"]["model"])
     shapes = nnx.eval_shape(lambda: parameters(FlaxAlbertForPreTrainingModule(config, rngs=nnx.Rngs(0))))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-    params = _load_items(manager, step, {"params": target}, meta)["params"]
-    return jax.tree.map(np.asarray, params), meta
+    loaded = _load_items(folder, {"params": target})
+    _compare(loaded, meta)
+    return jax.tree.map(np.asarray, loaded["params"]), meta

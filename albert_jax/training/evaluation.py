@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation on a fixed masked validation set, beside the unigram baseline that any model must beat."""
 
+import collections
 import math
 from collections.abc import Callable
 
@@ -10,10 +11,14 @@ from jax.sharding import Mesh
 
 from albert_jax.data.stream import IGNORED, Batch, Stream
 from albert_jax.model import Parameters
+from albert_jax.training.legs import made_rows
 from albert_jax.training.objective import Totals
-from albert_jax.training.sharding import place_batch
+from albert_jax.training.sharding import Rows
+from albert_jax.training.step import Control, make_control
 
-EvalStep = Callable[[Parameters, Batch], Totals]
+EvalStep = Callable[[Parameters, Batch, Control], tuple[Totals, jax.Array]]
+Results = dict[str, float]
+BATCHES_IN_FLIGHT = 2  # the host stays at most this far ahead
 
 
 def unigram_loss(labels: np.ndarray, counts: np.ndarray) -> float:
@@ -38,7 +43,7 @@ def wilson_interval(right: float, count: float, z: float = 1.959964) -> tuple[fl
 
 
 class Evaluator:
-    """Evaluates parameters on the same masked rows each time.
+    """Evaluates parameters on the same masked rows each time; all processes of a run take part.
 
     Args:
       stream: of the validation split, unshuffled and with a seed that is no part of the config.
@@ -59,39 +64,55 @@ class Evaluator:
         eval_step: EvalStep,
         mesh: Mesh,
     ):
-        self._stream, self._batch_rows, self._step, self._mesh = stream, batch_rows, eval_step, mesh
+        self._stream, self._step, self._mesh = stream, eval_step, mesh
+        self._split = Rows(mesh, batch_rows)
         self._rows = min(rows, stream.rows) if rows else stream.rows
         self._unigrams, self._unigram_loss = unigrams, math.nan
 
-    def __call__(self, params: Parameters, give_up: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+    def __call__(self, params: Parameters, wishes_to_stop: Callable[[], bool] = lambda: False) -> Results | None:
         """Loss and accuracy of both objectives, the unigram loss of the same targets, and how many there were.
 
         Args:
           params: the parameters.
-          give_up: asked before each batch; where it says yes, None is returned.
+          wishes_to_stop: asked before each batch. Where any process says yes, all of them give up together, a batch or
+            two later, and None is returned.
         """
         totals: list[Totals] = []
-        labels = []
-        for start in range(0, self._rows, self._batch_rows):
-            if give_up():
+        answers = collections.deque[jax.Array]()
+        for start in range(0, self._rows, self._split.count):
+            batch = self._split.place(made_rows(self._targets, self._split, start, self._split.count))
+            found, stop = self._step(params, batch, make_control(self._mesh, stop=wishes_to_stop()))
+            totals.append(found)
+            answers.append(stop)
+            if len(answers) > BATCHES_IN_FLIGHT and int(answers.popleft()):
                 return None
-            batch = self._stream.fixed_rows(start, self._batch_rows)
-            extra = start + self._batch_rows - self._rows
-            if extra > 0:  # `rows` ends within the batch
-                batch.mlm_labels[-extra:], batch.sop_labels[-extra:] = IGNORED, IGNORED
-            if math.isnan(self._unigram_loss):
-                labels.append(batch.mlm_labels)
-            totals.append(self._step(params, place_batch(batch, self._mesh)))
-        if labels:
-            self._unigram_loss = unigram_loss(np.concatenate(labels), self._unigrams)
+        if any(map(int, answers)):
+            return None
         # Over a large split float32 could not count the targets, so batches are added in float64.
         sums = np.sum(np.array(jax.device_get(totals), np.float64), axis=0)
-        t = dict(zip(Totals._fields, map(float, sums), strict=True))
+        return self._results(dict(zip(Totals._fields, map(float, sums), strict=True)))
+
+    def _targets(self, start: int, count: int) -> Batch:
+        """Rows of the split, without targets from `rows` on."""
+        batch = self._stream.fixed_rows(start, count)
+        kept = max(0, min(count, self._rows - start))
+        batch.mlm_labels[kept:], batch.sop_labels[kept:] = IGNORED, IGNORED
+        return batch
+
+    def _unigram_baseline(self) -> float:
+        """Computed once, from the labels of all rows, whichever process made them for evaluation."""
+        if math.isnan(self._unigram_loss):
+            count = self._split.count
+            labels = [self._targets(start, count).mlm_labels for start in range(0, self._rows, count)]
+            self._unigram_loss = unigram_loss(np.concatenate(labels), self._unigrams)
+        return self._unigram_loss
+
+    def _results(self, t: dict[str, float]) -> Results:
         low, high = wilson_interval(t["sop_correct"], t["sop_count"])
         mlm_count, sop_count = int(t["mlm_count"]), int(t["sop_count"])
         return {
             "mlm_loss": t["mlm_loss"] / max(1, mlm_count),
-            "unigram_loss": self._unigram_loss,
+            "unigram_loss": self._unigram_baseline(),
             "mlm_accuracy": t["mlm_correct"] / max(1, mlm_count),
             "mlm_count": mlm_count,
             "sop_loss": t["sop_loss"] / max(1, sop_count),

@@ -1,33 +1,191 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns SIGTERM and SIGINT into a wish to stop, which the training loop grants between two steps, after saving."""
+"""Turns SIGTERM and SIGINT into a wish to stop, which all processes of the run grant at the same place.
 
+Two cases. While a run *prepares* (it opens data, restores, compiles) nothing is newer than the last checkpoint, so it
+leaves at once, from a thread: Python's own handlers have to wait until a compilation is over. While it *trains*, the
+wish goes into the next step as an input, and every process reads the same answer after the same step (loop.py); then it
+saves. Between the two stands one decision that all processes share, 'train' or 'leave', and whoever writes it first has
+written it.
+"""
+
+import contextlib
+import logging
+import os
 import signal
+import sys
+import threading
+import time
 import types
+from collections.abc import Callable
 from typing import Self
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LOOK = 0.2  # seconds between two looks at what the other processes decided
+_GOODBYE = 5.0  # seconds that process 0, which holds what is shared, waits for the others to leave before it does
+
+_log = logging.getLogger(__name__)
+
+
+class Register:
+    """A value that is written once; here it is shared by the threads of one process, in `distributed` by processes.
+
+    Args:
+      put: (key, value) -> whether it was written, because nothing stood there.
+      get: key -> what stands there, or None.
+    """
+
+    def __init__(
+        self, put: Callable[[str, str], bool] | None = None, get: Callable[[str], str | None] | None = None
+    ) -> None:
+        self._values: dict[str, str] = {}
+        self.put = put or (lambda key, value: self._values.setdefault(key, value) is value)
+        self.get = get or self._values.get
 
 
 class Interruption:
-    """While it is entered, the first SIGTERM or SIGINT sets `requested`; further ones are passed over.
+    """While it is entered, the first SIGTERM or SIGINT is a wish to stop; further ones are passed over.
 
-    A second signal must not break off the save that the first one led to: launchers repeat theirs.
+    A second signal must not break off the save that the first one led to: launchers repeat theirs. Enter it before
+    anything that takes long is imported.
+
+    Attributes:
+      requested: whether this process, or while it prepares any process, was told to stop.
+      name: of the signal.
+      phase: what the run is doing, for those who watch it: 'start', 'data', 'restore', 'compile', 'step', 'evaluate',
+        'save', 'finish'.
     """
 
     def __init__(self) -> None:
-        self.requested = False
-        self.name = ""
+        self.requested, self.name, self.phase = False, "", "start"
+        self._register, self._process, self._processes = Register(), 0, 1
+        self._preparing, self._round = True, 0
+        self._lock = threading.RLock()
         self._previous: dict[int, object] = {}
+        self._farewells: list[Callable[[], None]] = []
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self._reader, self._writer = os.pipe()
+        for descriptor in (self._reader, self._writer):
+            os.set_blocking(descriptor, False)
+        for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
+        self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="signals")
+        self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._writer, b"\0")
+        self._thread.join()
+        signal.set_wakeup_fd(self._previous_wakeup)
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def on(self, number: signal.Signals, listener: Callable[[], None]) -> None:
+        """Calls `listener` at another signal, in the main thread."""
+        self._previous[number] = signal.signal(number, lambda *_: listener())
+
+    def before_leaving(self, farewell: Callable[[], None]) -> None:
+        """Calls `farewell` where the process is left from the middle of its work."""
+        self._farewells.append(farewell)
+
+    def share(self, register: Register, process: int, processes: int) -> None:
+        """Makes the decision one of several processes; call it as soon as they have met."""
+        with self._lock:
+            self._register, self._process, self._processes = register, process, processes
+        if self.requested:
+            self._wish()
+
+    def prepare(self) -> None:
+        """From here on nothing is newer than the last checkpoint, in all processes, until `begin`."""
+        with self._lock:
+            if not self._preparing:
+                self._preparing, self._round = True, self._round + 1
+        if self.requested:
+            self._wish()
+
+    def begin(self) -> None:
+        """Ends the preparation; call it when all processes are ready, in all of them.
+
+        Where one of them has been told to stop meanwhile, none comes back from here.
+        """
+        key = self._decision()
+        if self._process == 0:
+            self._register.put(key, "train")
+        while (decision := self._register.get(key)) is None:
+            time.sleep(_LOOK / 10)
+        if decision == "leave":
+            self._leave()
+        with self._lock:
+            self._preparing = False
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
+        """Runs in the main thread, as soon as it can; the other thread has most likely been quicker."""
+        self._note(number)
+
+    def _note(self, number: int) -> None:
         if not self.requested:
             self.requested, self.name = True, signal.Signals(number).name
+
+    def _watch(self) -> None:
+        import select
+
+        while not self._ended.is_set():
+            select.select([self._reader], [], [], _LOOK if self._processes > 1 else None)
+            with contextlib.suppress(BlockingIOError):
+                for number in os.read(self._reader, 64):
+                    if number in SIGNALS:
+                        self._note(number)
+            if self.requested:
+                self._wish()
+            elif self._processes > 1:
+                self._look()
+
+    def _decision(self) -> str:
+        return f"albert_jax/decision/{self._round}"
+
+    def _wish(self) -> None:
+        """Leaves at once where the run is only preparing; else the loop will."""
+        with self._lock:
+            if self._preparing:
+                self._register.put(self._decision(), "leave")
+                if self._register.get(self._decision()) != "train":
+                    self._leave()
+
+    def _look(self) -> None:
+        """Leaves where another process was told to stop while this one prepares."""
+        with self._lock:
+            if self._preparing and self._register.get(self._decision()) == "leave":
+                self.requested, self.name = True, "a signal to another process"
+                self._leave()
+
+    def _leave(self) -> None:
+        """Ends the process, from whatever it is doing."""
+        if self._process == 0:
+            _log.info(
+                "interrupted by %s during '%s': nothing new to save; the same command goes on from the last "
+                "checkpoint.",
+                self.name or "a signal to another process",
+                self.phase,
+            )
+            deadline = time.monotonic() + _GOODBYE
+            others = {f"albert_jax/left/{self._round}/{i}" for i in range(1, self._processes)}
+            while others and time.monotonic() < deadline:
+                others = {key for key in others if self._register.get(key) is None}
+                time.sleep(_LOOK / 10)
+        else:
+            self._register.put(f"albert_jax/left/{self._round}/{self._process}", "yes")
+        for farewell in self._farewells:
+            with contextlib.suppress(Exception):
+                farewell()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_INTERRUPTED)

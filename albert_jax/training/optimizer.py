@@ -47,17 +47,18 @@ def decayed(parameters: Parameters) -> Any:
     return jax.tree_util.tree_map_with_path(applies, parameters)
 
 
-def make_optimizer(optimizer: ml_collections.ConfigDict, steps: int) -> optax.GradientTransformation:
-    """The optimizer that a config names.
+def make_optimizer(optimizer: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """The optimizer that a config names, without its learning rate: parameters move by -rate times what it gives.
 
     'lamb' is algorithm 2 of You et al. 2019 (arXiv 1904.00962) with bias correction and the identity for phi: each
     matrix moves by learning_rate * |w| / |u| * u, with u the Adam direction plus weight_decay * w; excluded parameters
     move by plain Adam. 'adamw' is the same without the ratio. Gradients are clipped before, by the global norm of the
     whole batch.
 
+    The rate stands apart because it follows the run's steps, and the optimizer counts only those that it took.
+
     Args:
       optimizer: `config.optimizer`.
-      steps: steps of the whole run.
 
     Raises:
       UserError: for another name.
@@ -71,4 +72,4 @@ def make_optimizer(optimizer: ml_collections.ConfigDict, steps: int) -> optax.Gr
     ]
     if optimizer.name == "lamb":
         parts.append(optax.masked(optax.scale_by_trust_ratio(), decayed))
-    return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate_schedule(optimizer, steps)))
+    return optax.chain(*parts)

@@ -21,7 +21,20 @@ RESUMABLE_FIELDS = (
     "eval.every",
     "eval.rows",
     "log.every",
+    "batch.accumulation",  # fewer devices need more of it; it sets the pace of a batch warm-up, though
     "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "mesh.rules",
+    "mesh.shard_optimizer",
+    "remat",
+    "attention",
+    "watchdog.seconds",
+    "watchdog.exit",
+    "profile.at",
+    "profile.steps",
+    "guard.norm_factor",  # what a run that has met its match needs
+    "guard.patience",
     "init_from",  # only read when the run starts
 )
 
@@ -38,6 +51,8 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.model = model.to_dict()
     c.dtype = "float32"  # compute dtype, 'float32' or 'bfloat16'; parameters, gradients and losses are always float32
+    c.remat = "dots_saveable"  # what a layer keeps for its backward pass: a name of jax.checkpoint_policies
+    c.attention = "xla"  # 'xla', or 'cudnn' on GPUs
     c.seed = 0  # keys everything random: initial weights, order, splits, swaps, masks, dropout
     c.steps = 125_000  # optimizer steps of the whole run; the learning rate reaches zero here
     c.init_from = ""  # start from these weights with a fresh optimizer: a workdir, a Hugging Face directory, Google's
@@ -47,6 +62,7 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.data.validation_path = ""  # with recipe 'baked': the TFRecords that are evaluated
     c.data.vocab = ""  # with recipe 'baked': the spiece.model that the TFRecords were made with
     c.data.sequence_length = 512  # S, slots in a row, special tokens included
+    c.data.phases = ""  # shorter rows first, SLOTS:UNTIL_STEP: '128:112500' before the last steps of sequence_length
     c.data.examples_per_row = 8  # P, most examples packed into a row; 1 switches packing off
     c.data.short_fraction = 0.1  # share of examples that aim at a random shorter length (paper, section 4.1)
     c.data.recipe = "clean"  # 'clean': what the paper means; 'google': its pipeline quirk for quirk; 'baked': its files
@@ -66,6 +82,7 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.batch.size = 4096  # what one optimizer step consumes, in `unit`
     c.batch.unit = "examples"  # 'examples' (packed rows hold several) or 'rows'
     c.batch.accumulation = 1  # micro-batches a step; the gradient does not depend on it
+    c.batch.warmup_steps = 0  # steps in which a batch grows from one micro-batch to all of them; 0: full from the start
 
     c.optimizer = ml_collections.ConfigDict()
     c.optimizer.name = "lamb"  # 'lamb' (You et al. 2019) or 'adamw'
@@ -79,7 +96,16 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.optimizer.clip_norm = 1.0  # global norm of the whole batch's gradient
 
     c.mesh = ml_collections.ConfigDict()
-    c.mesh.data = -1  # devices on the data axis; -1 takes all
+    c.mesh.data = -1  # devices over which rows are split and parameters are whole; -1 takes all that are left
+    c.mesh.fsdp = 1  # devices over which rows are split and parameters and moments too
+    c.mesh.tensor = 1  # devices over which heads and feed-forward units are split
+    # Which dimension goes over which axis, LOGICAL:AXIS; the first rule that divides an array is taken.
+    c.mesh.rules = "vocab:fsdp embedding:fsdp hidden:fsdp heads:tensor ffn:tensor"
+    c.mesh.shard_optimizer = False  # split the moments over `data` as well (ZeRO stage 1)
+
+    c.guard = ml_collections.ConfigDict()
+    c.guard.norm_factor = 10.0  # an update is left out where its gradient norm is this many times the usual; 0: never
+    c.guard.patience = 5  # updates left out in a row before the run goes back to its last checkpoint; 0: never
 
     c.checkpoint = ml_collections.ConfigDict()
     c.checkpoint.every = 5000  # steps between saves; the last step and an interruption save too
@@ -88,6 +114,14 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.eval = ml_collections.ConfigDict()
     c.eval.every = 5000  # steps between evaluations; the last step is evaluated too
     c.eval.rows = 0  # rows of the validation split that are evaluated, the same ones each time; 0 takes all
+
+    c.watchdog = ml_collections.ConfigDict()
+    c.watchdog.seconds = 1800.0  # without a step, after which every thread's stack is printed; 0: never
+    c.watchdog.exit = False  # then also end, with status 76, for a launcher to start the run again
+
+    c.profile = ml_collections.ConfigDict()
+    c.profile.at = 0  # first step of a profile, which goes into the workdir; 0: none; SIGUSR1 asks for one at any time
+    c.profile.steps = 5  # steps of a profile
 
     c.log = ml_collections.ConfigDict()
     c.log.every = 100  # steps between log lines, each a mean over the steps since the one before

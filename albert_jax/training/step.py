@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training step: a pure function of (state, batch), compiled with explicit shardings."""
+"""The training step: a pure function of (state, batch, control), compiled with explicit shardings."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,24 +7,37 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from albert_jax.config import AlbertConfig
 from albert_jax.data.stream import Batch
 from albert_jax.errors import UserError
 from albert_jax.model import FlaxAlbertForPreTrainingModule, Parameters, parameters
+from albert_jax.training.guard import Guard, judge, new_guard
 from albert_jax.training.objective import Totals, count_targets, evaluate_rows, mean_loss, zero_totals
 from albert_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from albert_jax.training.sharding import DATA, by_rows, replicated
+from albert_jax.training.sharding import (
+    AXES,
+    ROWS,
+    as_own,
+    by_rows,
+    gather,
+    over_rows,
+    placements,
+    replicated,
+    scatter_sums,
+    sum_over_rows,
+)
 
 _DROPOUT = 1  # salt of the dropout keys, apart from those of the initial weights
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class Sums(NamedTuple):
-    """What was measured since the last log line, summed over `steps` steps; float32 scalars."""
+    """What was measured since the last log line, summed over the `steps` that the guard let pass; float32 scalars."""
 
     loss: jax.Array
     mlm_loss: jax.Array
@@ -32,6 +45,8 @@ class Sums(NamedTuple):
     sop_loss: jax.Array
     sop_accuracy: jax.Array
     grad_norm: jax.Array
+    update_norm: jax.Array
+    param_norm: jax.Array
     real_share: jax.Array
     steps: jax.Array
 
@@ -42,14 +57,45 @@ class TrainState(NamedTuple):
     Attributes:
       params: nested dict of float32 arrays.
       opt_state: optax's.
-      step: int32, optimizer steps done.
+      step: int32, steps done, skipped ones included.
       sums: measurements of the log interval that is under way.
+      guard: what tells an outlier.
     """
 
     params: Parameters
     opt_state: Any
     step: jax.Array
     sums: Sums
+    guard: Guard
+
+
+class Control(NamedTuple):
+    """What the host tells a step beside its rows.
+
+    Attributes:
+      stop: int32 [devices], 1 where the device's process wishes to stop.
+      parts: int32, how many of the batch's micro-batches hold rows; read during a batch warm-up only.
+    """
+
+    stop: jax.Array
+    parts: jax.Array
+
+
+class Outcome(NamedTuple):
+    """What the host may read after a step, the same in all processes; int32 scalars.
+
+    Attributes:
+      step: steps done.
+      stop: whether any process wished to stop.
+      skipped_in_a_row: updates that the guard has left out without a break.
+    """
+
+    step: jax.Array
+    stop: jax.Array
+    skipped_in_a_row: jax.Array
+
+
+# --- what a step works on ---------------------------------------------------------------------------------------------
 
 
 def abstract_model(config: ml_collections.ConfigDict) -> FlaxAlbertForPreTrainingModule:
@@ -62,7 +108,9 @@ def abstract_model(config: ml_collections.ConfigDict) -> FlaxAlbertForPreTrainin
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, not {config.dtype!r}.")
     architecture = AlbertConfig.from_dict(config.model.to_dict())
     return nnx.eval_shape(
-        lambda: FlaxAlbertForPreTrainingModule(architecture, dtype=DTYPES[config.dtype], rngs=nnx.Rngs(0))
+        lambda: FlaxAlbertForPreTrainingModule(
+            architecture, dtype=DTYPES[config.dtype], remat=config.remat, attention=config.attention, rngs=nnx.Rngs(0)
+        )
     )
 
 
@@ -77,14 +125,91 @@ def zero_sums() -> Sums:
     return Sums(*(jnp.zeros((), jnp.float32) for _ in Sums._fields))
 
 
+def _new_state(config: ml_collections.ConfigDict, params: Parameters) -> TrainState:
+    optimizer = make_optimizer(config.optimizer)
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), zero_sums(), new_guard())
+
+
+def _placements(config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[Any, Any]:
+    """Where parameters and gradients go, and where moments."""
+    return placements(jax.eval_shape(lambda: initial_parameters(config)), config, mesh)
+
+
+def _shardings(where: Any, shapes: Any, mesh: Mesh) -> Any:
+    return jax.tree.map(lambda at, x: NamedSharding(mesh, at.spec(x.ndim)), where, shapes)
+
+
+def abstract_state(config: ml_collections.ConfigDict, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of a run's state.
+
+    Raises:
+      UserError: where the model cannot be split as the config's mesh says.
+    """
+    shapes = jax.eval_shape(lambda: _new_state(config, initial_parameters(config)))
+    whole = replicated(mesh)
+    of_params, of_moments = (_shardings(where, shapes.params, mesh) for where in _placements(config, mesh))
+    shardings: Any = TrainState(
+        params=of_params,
+        opt_state=optax.tree.map_params(
+            make_optimizer(config.optimizer),
+            lambda _, sharding: sharding,
+            shapes.opt_state,
+            of_moments,
+            transform_non_params=lambda _: whole,
+        ),
+        step=whole,
+        sums=jax.tree.map(lambda _: whole, shapes.sums),
+        guard=jax.tree.map(lambda _: whole, shapes.guard),
+    )
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def shardings_of(tree: Any) -> Any:
+    """The shardings of a tree of arrays or of their descriptions."""
+    return jax.tree.map(lambda x: x.sharding, tree)
+
+
+def abstract_batch(config: ml_collections.ConfigDict, mesh: Mesh, rows: int) -> Batch:
+    """Shapes, dtypes and shardings of a batch of `rows` rows."""
+    slots, examples = (rows, config.data.sequence_length), (rows, config.data.examples_per_row)
+    masks = (rows, config.masking.slots)
+    shapes = Batch(slots, slots, slots, slots, masks, masks, examples, examples, (rows,))
+    return Batch(*(jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_rows(mesh)) for shape in shapes))
+
+
 def initial_state(config: ml_collections.ConfigDict, params: Parameters, mesh: Mesh) -> TrainState:
-    """The state before the first step, on every device of the mesh."""
+    """The state before the first step, laid out on the mesh."""
+    made = jax.jit(lambda p: _new_state(config, p), out_shardings=shardings_of(abstract_state(config, mesh)))
+    return made(params)
 
-    def make(params: Parameters) -> TrainState:
-        optimizer = make_optimizer(config.optimizer, config.steps)
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), zero_sums())
 
-    return jax.jit(make, out_shardings=replicated(mesh))(params)
+def _by_device(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def make_control(mesh: Mesh, *, stop: bool = False, parts: int = 0) -> Control:
+    """This process's part of the control of a step, on the devices; see `Control`."""
+
+    def placed(shape: tuple[int, ...], value: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        devices = list(sharding.addressable_devices)
+        arrays = jax.device_put([value] * len(devices), devices)
+        return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+    return Control(
+        stop=placed((mesh.size,), np.full(1, stop, np.int32), _by_device(mesh)),
+        parts=placed((), np.array(parts, np.int32), replicated(mesh)),
+    )
+
+
+def abstract_control(mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of `Control`."""
+    return Control(
+        stop=jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=_by_device(mesh)),
+        parts=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh)),
+    )
+
+
+# --- the gradient -----------------------------------------------------------------------------------------------------
 
 
 def _row_keys(config: ml_collections.ConfigDict, step: jax.Array, batch: Batch) -> jax.Array | None:
@@ -97,106 +222,161 @@ def _row_keys(config: ml_collections.ConfigDict, step: jax.Array, batch: Batch) 
 
 def batch_gradient(
     config: ml_collections.ConfigDict, mesh: Mesh
-) -> Callable[[Parameters, jax.Array, Batch], tuple[Parameters, Totals]]:
+) -> Callable[[Parameters, jax.Array, Batch, jax.Array | int], tuple[Parameters, Totals]]:
     """The gradient of the mean loss over a batch that is split over the mesh and into micro-batches.
 
     Each device sums over its micro-batches, then one reduction sums over the devices: targets are counted beforehand
     over the whole batch, so the sum is the gradient of the global mean, whatever the split. Written with `shard_map`
-    because the partitioner, left to itself, reduces the tied table twice and reduces every micro-batch.
+    because the partitioner, left to itself, reduces the tied table twice and reduces every micro-batch. Only the axis
+    `tensor` is left to it.
 
     Args:
       config: the run's.
-      mesh: with the axis `data`.
+      mesh: (data, fsdp, tensor).
 
     Returns:
-      A function of (params, step, batch) that gives the gradient and the totals.
+      A function of (params, step, batch, parts) that gives the gradient, laid out as the moments are, and the totals.
+      Of the batch's `config.batch.accumulation` micro-batches it reads the first `parts`.
     """
-    model, parts = abstract_model(config), config.batch.accumulation
+    model, most = abstract_model(config), config.batch.accumulation
+    of_params, of_moments = _placements(config, mesh)
+    shapes = jax.eval_shape(lambda: initial_parameters(config))
 
-    def local(params: Parameters, step: jax.Array, batch: Batch) -> tuple[Parameters, Totals]:
-        mlm_count, sop_count = jax.lax.psum(count_targets(batch), DATA)
-        params = jax.lax.pcast(params, DATA, to="varying")
+    def local(params: Parameters, step: jax.Array, batch: Batch, parts: jax.Array | int) -> tuple[Parameters, Totals]:
+        mlm_count, sop_count = sum_over_rows(count_targets(batch), mesh)
+        params = gather(params, of_params, mesh)
 
         def loss(params: Parameters, rows: Batch) -> tuple[jax.Array, Totals]:
             totals = evaluate_rows(model, params, rows, _row_keys(config, step, rows))
             return mean_loss(totals, mlm_count, sop_count), totals
 
-        def accumulate(sums: Any, rows: Batch) -> tuple[Any, None]:
+        micro = jax.tree.map(lambda x: x.reshape(most, -1, *x.shape[1:]), batch)
+
+        def accumulate(k: jax.Array, sums: Any) -> Any:
+            rows = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, k, keepdims=False), micro)
             (_, totals), gradient = jax.value_and_grad(loss, has_aux=True)(params, rows)
-            return jax.tree.map(jnp.add, sums, (gradient, totals)), None
+            return jax.tree.map(jnp.add, sums, (gradient, totals))
 
-        if parts == 1:
+        if most == 1:
             (_, totals), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch)
-            return jax.lax.psum((gradient, totals), DATA)
-        micro = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
-        zeros = jax.tree.map(jnp.zeros_like, params), jax.lax.pcast(zero_totals(), DATA, to="varying")
-        return jax.lax.psum(jax.lax.scan(accumulate, zeros, micro)[0], DATA)
+        else:
+            zeros = jax.tree.map(jnp.zeros_like, params), as_own(zero_totals(), mesh)
+            gradient, totals = jax.lax.fori_loop(0, parts, accumulate, zeros)
+        return scatter_sums(gradient, of_moments, mesh), sum_over_rows(totals, mesh)
 
-    everywhere, rows = PartitionSpec(), PartitionSpec(DATA)
-    return jax.shard_map(local, mesh=mesh, in_specs=(everywhere, everywhere, rows), out_specs=everywhere)
+    def specs(where: Any) -> Any:
+        return jax.tree.map(lambda at, x: at.spec(x.ndim, ROWS), where, shapes)
+
+    whole = PartitionSpec()
+    return over_rows(
+        local,
+        mesh,
+        in_specs=(specs(of_params), whole, PartitionSpec(ROWS), whole),
+        out_specs=(specs(of_moments), whole),
+    )
+
+
+# --- compiled functions -----------------------------------------------------------------------------------------------
 
 
 def make_train_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
-    """Compiles one optimizer step; the state that is passed in is used up.
+    """One optimizer step; the state that is passed in is used up.
 
     Args:
       config: the run's.
-      mesh: with the axis `data`.
+      mesh: (data, fsdp, tensor).
 
     Returns:
-      A jitted function of (state, batch), state on every device and rows split over the data axis, that gives the new
-      state and the number of its step, an array that stays valid while later steps use the state up.
+      A jitted function of (state, batch, control), laid out as `abstract_state`, `abstract_batch` and
+      `abstract_control` say, that gives the new state and an `Outcome`, arrays that stay valid while later steps use
+      the state up.
     """
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    gradient_of = batch_gradient(config, mesh)
+    optimizer, rate = make_optimizer(config.optimizer), learning_rate_schedule(config.optimizer, config.steps)
+    gradient_of, state_like = batch_gradient(config, mesh), abstract_state(config, mesh)
+    most = config.batch.accumulation
+    of_moments = _shardings(_placements(config, mesh)[1], state_like.params, mesh)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
-        gradient, totals = gradient_of(state.params, state.step, batch)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    def step(state: TrainState, batch: Batch, control: Control) -> tuple[TrainState, Outcome]:
+        parts = control.parts if config.batch.warmup_steps else most
+        gradient, totals = gradient_of(state.params, state.step, batch, parts)
+        loss, norm = mean_loss(totals, totals.mlm_count, totals.sop_count), optax.global_norm(gradient)
+        good, guard = judge(state.guard, config.guard, loss, norm)
+        directions, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        # Computed where the moments are, and only then brought to where the parameters are.
+        updates = jax.tree.map(lambda u: -rate(state.step) * u, directions)
+        updates = jax.lax.with_sharding_constraint(updates, of_moments)
         mlm_count, sop_count = jnp.maximum(totals.mlm_count, 1), jnp.maximum(totals.sop_count, 1)
         measured = Sums(
-            loss=mean_loss(totals, totals.mlm_count, totals.sop_count),
+            loss=loss,
             mlm_loss=totals.mlm_loss / mlm_count,
             mlm_accuracy=totals.mlm_correct / mlm_count,
             sop_loss=totals.sop_loss / sop_count,
             sop_accuracy=totals.sop_correct / sop_count,
-            grad_norm=optax.global_norm(gradient),
-            real_share=totals.real_slots / batch.input_ids.size,
+            grad_norm=norm,
+            update_norm=optax.global_norm(updates),
+            param_norm=optax.global_norm(state.params),
+            real_share=totals.real_slots / (batch.input_ids.size / most * parts),
             steps=jnp.ones((), jnp.float32),
         )
-        params, sums = optax.apply_updates(state.params, updates), jax.tree.map(jnp.add, state.sums, measured)
-        return TrainState(params, opt_state, state.step + 1, sums), state.step + 1
+        proposed = (optax.apply_updates(state.params, updates), opt_state, jax.tree.map(jnp.add, state.sums, measured))
+        kept = (state.params, state.opt_state, state.sums)
+        params, opt_state, sums = jax.tree.map(lambda new, old: jnp.where(good, new, old), proposed, kept)
+        after = TrainState(params, opt_state, state.step + 1, sums, guard)
+        return after, Outcome(after.step, jnp.max(control.stop), guard.in_a_row)
 
-    everywhere = replicated(mesh)
-    return jax.jit(step, in_shardings=(everywhere, by_rows(mesh)), out_shardings=everywhere, donate_argnums=0)
+    whole = replicated(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(shardings_of(state_like), by_rows(mesh), shardings_of(abstract_control(mesh))),
+        out_shardings=(shardings_of(state_like), whole),
+        donate_argnums=0,
+    )
 
 
 def make_read_sums(
     config: ml_collections.ConfigDict, mesh: Mesh
 ) -> Callable[[TrainState], tuple[dict[str, jax.Array], TrainState]]:
-    """Compiles the end of a log interval: the means since the last one, and the state with its sums at zero.
+    """The end of a log interval: the means since the last one, and the state with its sums at zero.
 
-    The means are arrays of their own, which stay valid while later steps use the state up.
+    The means are arrays of their own, which stay valid while later steps use the state up. They are NaN where the guard
+    let no step of the interval pass.
     """
-    schedule = learning_rate_schedule(config.optimizer, config.steps)
+    schedule, shardings = (
+        learning_rate_schedule(config.optimizer, config.steps),
+        shardings_of(abstract_state(config, mesh)),
+    )
 
     def read(state: TrainState) -> tuple[dict[str, jax.Array], TrainState]:
         sums = state.sums._asdict()
         steps = sums.pop("steps")
-        means = {name: value / jnp.maximum(steps, 1) for name, value in sums.items()}
-        # The rate that the interval's last step used.
-        return means | {"learning_rate": jnp.float32(schedule(state.step - 1))}, state._replace(sums=zero_sums())
+        means = {name: value / steps for name, value in sums.items()}
+        # The rate of the interval's last step.
+        means |= {"learning_rate": jnp.float32(schedule(state.step - 1)), "skipped": state.guard.skipped + 0}
+        return means, state._replace(sums=zero_sums())
 
-    return jax.jit(read, out_shardings=replicated(mesh), donate_argnums=0)
+    return jax.jit(read, in_shardings=(shardings,), out_shardings=(replicated(mesh), shardings), donate_argnums=0)
 
 
-def make_eval_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Callable[[Parameters, Batch], Totals]:
-    """Compiles the evaluation of one batch; dropout is off."""
-    model = abstract_model(config)
+def make_eval_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
+    """The evaluation of one batch; dropout is off.
+
+    Returns:
+      A jitted function of (params, batch, control) that gives the totals, and whether any process wishes to stop.
+    """
+    model, (of_params, _) = abstract_model(config), _placements(config, mesh)
+    params_like = abstract_state(config, mesh).params
 
     def local(params: Parameters, batch: Batch) -> Totals:
-        return jax.lax.psum(evaluate_rows(model, params, batch), DATA)
+        return sum_over_rows(evaluate_rows(model, gather(params, of_params, mesh), batch), mesh)
 
-    everywhere, rows = PartitionSpec(), PartitionSpec(DATA)
-    step = jax.shard_map(local, mesh=mesh, in_specs=(everywhere, rows), out_specs=everywhere)
-    return jax.jit(step, in_shardings=(replicated(mesh), by_rows(mesh)), out_shardings=replicated(mesh))
+    specs = jax.tree.map(lambda at, x: at.spec(x.ndim, ROWS), of_params, params_like)
+    totals_of = over_rows(local, mesh, in_specs=(specs, PartitionSpec(ROWS)), out_specs=PartitionSpec())
+
+    def step(params: Parameters, batch: Batch, control: Control) -> tuple[Totals, jax.Array]:
+        return totals_of(params, batch), jnp.max(control.stop)
+
+    return jax.jit(
+        step,
+        in_shardings=(shardings_of(params_like), by_rows(mesh), shardings_of(abstract_control(mesh))),
+        out_shardings=replicated(mesh),
+    )

@@ -4,12 +4,17 @@
 Device values are read one log interval late, so that no step waits for the host. A run that goes on from a checkpoint
 first drops everything recorded past it, so that no step stands there twice. Where the workdir is in an object store,
 the files grow here and are copied there by `flush`, that is before each checkpoint, and by `close`.
+
+Goodput is the share of the time since the run's first start that went into steps which still count: not into starting,
+compiling, evaluating and saving, nor into steps that were lost and computed again, nor into standing still.
 """
 
 import json
 import math
 import os
 import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -28,13 +33,19 @@ _COLUMNS = (
     ("sop", 7, "sop_loss", ".4f"),
     ("acc", 6, "sop_accuracy", ".4f"),
     ("lr", 9, "learning_rate", ".3e"),
-    ("grad", 9, "grad_norm", ".3g"),
+    ("grad", 8, "grad_norm", ".3g"),
+    ("update", 8, "update_norm", ".3g"),
     ("rows", 11, "position", ",d"),
     ("tokens/s", 10, "tokens_per_s", ",.0f"),
+    ("MFU", 6, "mfu", ".1%"),
     ("real", 6, "real_share", ".1%"),
     ("wait", 6, "input_wait", ".1%"),
+    ("good", 6, "goodput", ".1%"),
 )
 _HEADING_EVERY = 25  # lines
+_SCREEN = 160  # characters; what would make a line longer is only recorded
+_OF_INTERVAL = ("seconds", "input_wait_seconds", "tokens", "flops")  # what the host measures of a log interval
+_NO_CURVES = ("time", "wall_s", "seconds")  # in `timing`, from which goodput is computed
 
 
 class Telemetry:
@@ -42,14 +53,15 @@ class Telemetry:
 
     A line of `metrics.jsonl` is one JSON object: `step`, `kind` ('train' or 'eval'), the values, and under `timing`
     what the wall clock had a part in. Without `timing`, two runs of the same configuration give the same values: floats
-    are written in full; non-finite ones as Python's json writes them, `NaN` and `Infinity`. A run that goes on adds a
-    line of kind 'resume' at the restored step.
+    are written in full; non-finite ones as Python's json writes them, `NaN` and `Infinity`. The first start of a run
+    adds a line of kind 'start', each later one a line of kind 'resume' at the restored step, whose `timing` has the
+    steps and seconds that were recorded past it and are lost; `event` adds lines of other kinds.
 
     Args:
       workdir: receives `metrics.jsonl` and `tensorboard/`; a local directory or one in an object store.
       steps: length of the whole run, for the remaining time.
       restored_step: the checkpoint's step that the run goes on from, 0 for a new run; later records are dropped.
-      flops_per_step: matmul FLOPs of one step; adds `tflops_per_s` to `timing`.
+      peak_flops: FLOP/s that all devices of the run together reach at best, where it is known; adds `mfu` to `timing`.
 
     Attributes:
       directory: where the files are written, a local directory.
@@ -61,27 +73,41 @@ class Telemetry:
         *,
         steps: int,
         restored_step: int = 0,
-        flops_per_step: float | None = None,
+        peak_flops: float | None = None,
     ) -> None:
         self._steps = steps
-        self._flops_per_step = flops_per_step
-        self._pending: tuple[int, dict[str, Any], dict[str, float]] | None = None
-        self._last_step = restored_step
+        self._peak_flops = peak_flops
+        self._columns = [column for column in _COLUMNS if column[2] != "mfu" or peak_flops is not None]
+        self._pending: tuple[int, dict[str, Any], dict[str, float], dict[str, float]] | None = None
         self._lines = 0
         self._spool = Spool(workdir)
         self._spool.fetch(_METRICS)
         self.directory = self._spool.local
-        path = self.directory / _METRICS
-        drop_later_records(path, restored_step, f"{os.fspath(workdir)}/{_METRICS}")
-        self._file = path.open("a", encoding="utf-8", buffering=1)  # a line a write: nothing finished is lost by a kill
-        if restored_step:
-            self._file.write(json.dumps({"step": restored_step, "kind": "resume"}) + "\n")
+        self._path = self.directory / _METRICS
+        before = read_metrics(self.directory)
+        self._clock = _RunClock(before)
+        kept = drop_later_records(self._path, restored_step, f"{os.fspath(workdir)}/{_METRICS}")
+        self._event_files = len(list((directory(workdir) / _EVENTS).glob("events.*")))
+        self._open(kept, restored_step)
+        if not restored_step and not any(record["kind"] == "start" for record in kept):
+            self._record({"step": 0, "kind": "start"}, self._clock.read())
+        else:
+            lost = {
+                "lost_steps": max([0, *(record["step"] - restored_step for record in before)]),
+                "lost_s": _step_seconds(before) - self._productive,
+            }
+            self._record({"step": restored_step, "kind": "resume"}, self._clock.read() | lost)
+
+    def _open(self, kept: Sequence[dict[str, Any]], step: int) -> None:
+        """Opens the files to go on from `step`, up to which `kept` is recorded."""
+        self._last_step, self._productive = step, _step_seconds(kept)
+        # A line a write: nothing finished is lost by a kill.
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
         # TensorBoard itself hides what lies at or after `purge_step` in older files. It reads the files by name, which
-        # begins with the time in seconds; the number keeps two starts within a second apart and in order.
-        starts = len(list((directory(workdir) / _EVENTS).glob("events.*")))
-        self._events = SummaryWriter(
-            str(self.directory / _EVENTS), purge_step=restored_step + 1, filename_suffix=f".{starts:06d}"
-        )
+        # begins with the time in seconds; the number keeps two that begin within a second apart and in order.
+        suffix = f".{self._event_files:06d}"
+        self._events = SummaryWriter(str(self.directory / _EVENTS), purge_step=step + 1, filename_suffix=suffix)
+        self._event_files += 1
 
     def log(self, step: int, device_metrics: dict[str, Any], host: dict[str, float]) -> None:
         """Takes the metrics of the interval that ends at `step` and writes those of the interval before.
@@ -89,16 +115,17 @@ class Telemetry:
         Args:
           step: optimizer steps done.
           device_metrics: name -> scalar `jax.Array`; not read before the next `log`, `evaluation`, `flush` or `close`.
-            The screen shows loss, mlm_loss, mlm_accuracy, sop_loss, sop_accuracy, learning_rate and grad_norm.
+            The screen shows loss, mlm_loss, mlm_accuracy, sop_loss, sop_accuracy, learning_rate, grad_norm and
+            update_norm, and skipped (updates so far) where it is not 0.
           host: what the host knows. `seconds` of the interval spent on steps, `input_wait_seconds` of these waited for
-            the loader, and `tokens` that the steps took in become `timing`; all others (epoch, position) are recorded
-            as they are and must not depend on the clock.
+            the loader, `tokens` that the steps took in, and their matmul `flops` where these are known, become
+            `timing`; all others (epoch, position) are recorded as they are and must not depend on the clock.
         """
         self._write_pending()
         for value in device_metrics.values():
             if isinstance(value, jax.Array):
                 value.copy_to_host_async()
-        self._pending = (step, device_metrics, host)
+        self._pending = (step, device_metrics, host, self._clock.read())
 
     def evaluation(self, step: int, results: dict[str, float]) -> None:
         """Writes an evaluation's results at once, their names prefixed by `eval_`."""
@@ -106,6 +133,35 @@ class Telemetry:
         values = {f"eval_{name}": _plain(value) for name, value in results.items()}
         self._write({"step": step, "kind": "eval", **values}, {})
         print(f"step {step}: " + "  ".join(f"{name} {_short(value)}" for name, value in values.items()), flush=True)
+
+    def event(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+        """Records something else that happened at `step`, as a line of its own kind; nothing is printed.
+
+        Args:
+          step: optimizer steps done.
+          kind: none of those that this class writes by itself. 'rollback' stands for a return to `step`: such a line is
+            younger than the checkpoint of its step.
+          values: what JSON can hold and the clock has no part in.
+        """
+        self._write_pending()
+        self._record({"step": step, "kind": kind, **values}, self._clock.read())
+
+    def rewind(self, step: int) -> None:
+        """Goes back to `step` within a process: drops what is recorded past it, and TensorBoard hides it.
+
+        The interval that is pending is printed first. Rollbacks to `step` stay on record.
+
+        Raises:
+          UserError: where the store cannot be reached.
+        """
+        self._write_pending()
+        self._file.close()
+        self._events.close()
+        kept, _, _ = _keep(self._path, lambda record: record["step"] <= step)
+        self._open(kept, step)
+        # Now, because the spool compares sizes, and what comes may fill the file to just the size that it had.
+        self._events.flush()
+        self._spool.upload()
 
     def flush(self) -> None:
         """Reads and writes what is pending, down to the disk or the store; call it before a checkpoint is saved.
@@ -135,11 +191,11 @@ class Telemetry:
     def _write_pending(self) -> None:
         if self._pending is None:
             return
-        step, device_metrics, host = self._pending
+        step, device_metrics, host, clock = self._pending
         self._pending = None
         values = {name: _plain(value) for name, value in jax.device_get(device_metrics).items()}
-        timing = self._timing(step, host)
-        values |= {k: v for k, v in host.items() if k not in ("seconds", "input_wait_seconds", "tokens")}
+        timing = self._timing(step, host, clock)
+        values |= {k: v for k, v in host.items() if k not in _OF_INTERVAL}
         self._last_step = step
         self._write({"step": step, "kind": "train", **values}, timing)
         if self._lines % _HEADING_EVERY == 0:
@@ -147,74 +203,129 @@ class Telemetry:
         self._lines += 1
         print(self._line(step, values | timing), flush=True)
 
-    def _timing(self, step: int, host: dict[str, float]) -> dict[str, float]:
-        seconds = max(host["seconds"], 1e-9)
-        steps = step - self._last_step
+    def _timing(self, step: int, host: dict[str, float], clock: dict[str, float]) -> dict[str, float]:
+        seconds, steps = max(host["seconds"], 1e-9), step - self._last_step
         timing = {
             "tokens_per_s": host["tokens"] / seconds,
             "input_wait": host["input_wait_seconds"] / seconds,
             "eta_s": seconds / max(steps, 1) * (self._steps - step),
         }
-        if self._flops_per_step is not None:
-            timing["tflops_per_s"] = self._flops_per_step * steps / seconds / 1e12
-        return timing
+        if "flops" in host:
+            timing["tflops_per_s"] = host["flops"] / seconds / 1e12
+            if self._peak_flops is not None:
+                timing["mfu"] = host["flops"] / seconds / self._peak_flops
+        self._productive += host["seconds"]
+        timing["goodput"] = min(1.0, self._productive / max(clock["wall_s"], 1e-9))
+        return timing | {"seconds": host["seconds"]} | clock
 
     def _write(self, record: dict[str, Any], timing: dict[str, float]) -> None:
-        self._file.write(json.dumps(record | ({"timing": timing} if timing else {})) + "\n")
+        self._record(record, timing)
         step, kind = record["step"], record["kind"]
         for name, value in (record | timing).items():
-            if name not in ("step", "kind"):
+            if name not in ("step", "kind", *_NO_CURVES):
                 self._events.add_scalar(f"{kind}/{name.removeprefix('eval_')}", value, step)
+
+    def _record(self, record: dict[str, Any], timing: dict[str, float]) -> None:
+        self._file.write(json.dumps(record | ({"timing": timing} if timing else {})) + "\n")
 
     def _heading(self) -> str:
         width = 2 * len(str(self._steps)) + 1
-        return f"{'step':>{width}}" + "".join(f" {name:>{size}}" for name, size, _, _ in _COLUMNS) + f" {'ETA':>10}"
+        return (
+            f"{'step':>{width}}" + "".join(f" {name:>{size}}" for name, size, _, _ in self._columns) + f" {'ETA':>10}"
+        )
 
     def _line(self, step: int, values: dict[str, float]) -> str:
         digits = len(str(self._steps))
-        cells = (f" {format(values[k], form) if k in values else '-':>{size}}" for _, size, k, form in _COLUMNS)
-        sources = (f" {k.removeprefix('epoch/')} {v:.3f}" for k, v in values.items() if k.startswith("epoch/"))
-        line = f"{step:>{digits}}/{self._steps}" + "".join(cells) + f" {_duration(values['eta_s']):>10}"
-        return " ".join([line, *sources])
+        cells = (f" {format(values[k], form) if k in values else '-':>{size}}" for _, size, k, form in self._columns)
+        line = f"{step:>{digits}}/{self._steps}" + "".join(cells) + f" {duration(values['eta_s']):>10}"
+        notes = [f"skipped {values['skipped']:,}"] if values.get("skipped") else []
+        notes += [f"{k.removeprefix('epoch/')} {v:.3f}" for k, v in values.items() if k.startswith("epoch/")]
+        for note in notes:
+            line += f" {note}" if len(line) + len(note) < _SCREEN else ""
+        return line
 
 
-def drop_later_records(path: pathlib.Path, step: int, name: str = "") -> None:
+# --- the clock --------------------------------------------------------------------------------------------------------
+
+
+class _RunClock:
+    """Seconds since the run's first start, through all restarts.
+
+    Within a process the monotonic clock counts, which nobody can set. How long nothing ran between two processes, only
+    the wall clock can tell: where it was set back meanwhile, that time counts as none, and goodput is too high by it
+    but never above 1; where it was set forward, goodput is too low.
+
+    Args:
+      records: what earlier processes of the run recorded, the steps that are lost included.
+    """
+
+    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
+        self._began, self._time, self._wall = time.perf_counter(), time.time(), 0.0
+        last = next((record["timing"] for record in reversed(records) if "wall_s" in record.get("timing", {})), None)
+        if last is not None:
+            self._wall = last["wall_s"] + max(0.0, self._time - last["time"])
+
+    def read(self) -> dict[str, float]:
+        """`time`, seconds since 1970 as the process began plus what has passed since, and `wall_s`, since the start."""
+        passed = time.perf_counter() - self._began
+        return {"time": self._time + passed, "wall_s": self._wall + passed}
+
+
+def _step_seconds(records: Sequence[dict[str, Any]]) -> float:
+    """What went into the steps of some records."""
+    return sum(record.get("timing", {}).get("seconds", 0.0) for record in records)
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def drop_later_records(path: pathlib.Path, step: int, name: str = "") -> list[dict[str, Any]]:
     """Removes from a `metrics.jsonl` what a killed run wrote past `step`, and a torn line.
 
-    The file is replaced atomically. Prints how many lines went, and of which kind, where any did.
+    A rollback to `step` goes too: it came after the checkpoint that the run goes on from. The file is replaced
+    atomically. Prints how many lines went, and of which kind, where any did.
 
     Args:
       path: the file.
       step: the last one kept.
       name: what to call the file in what is printed; its path where empty.
+
+    Returns:
+      The records that are left.
     """
-    if not path.exists():
-        return
-    kept, later, torn = [], 0, 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            recorded = json.loads(line)["step"] if line.endswith(b"\n") else None
-        except (ValueError, TypeError, KeyError):
-            recorded = None
-        if recorded is None:
-            torn += 1
-        elif recorded > step:
-            later += 1
-        else:
-            kept.append(line)
-    if not later and not torn:
-        return
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    print(
-        f"{name or path}: dropped {later} records of steps after {step} and {torn} torn lines; they are computed "
-        "again.",
-        flush=True,
-    )
+    kept, later, torn = _keep(path, lambda r: r["step"] < step or (r["step"] == step and r["kind"] != "rollback"))
+    if later or torn:
+        print(
+            f"{name or path}: dropped {later} records of steps after {step} and {torn} torn lines; they are computed "
+            "again.",
+            flush=True,
+        )
+    return kept
+
+
+def _keep(path: pathlib.Path, keeps: Callable[[dict[str, Any]], bool]) -> tuple[list[dict[str, Any]], int, int]:
+    """Leaves those records in a file that `keeps` says; gives them, and how many others and torn lines went."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    records = [_parsed(line) for line in lines]
+    kept = [(line, record) for line, record in zip(lines, records, strict=True) if record is not None and keeps(record)]
+    if len(kept) < len(lines):
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:
+            file.writelines(line for line, _ in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    torn = records.count(None)
+    return [record for _, record in kept], len(lines) - len(kept) - torn, torn
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None where it is torn."""
+    try:
+        record: dict[str, Any] = json.loads(line)
+        return record if line.endswith(b"\n") and isinstance(record["step"], int) and record["kind"] else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def last_evaluation(workdir: str | os.PathLike[str]) -> int:
@@ -223,10 +334,13 @@ def last_evaluation(workdir: str | os.PathLike[str]) -> int:
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of a workdir's `metrics.jsonl` so far, without a last line that is still being written."""
+    """The records of a workdir's `metrics.jsonl` so far, without lines that are torn or still being written."""
     path = directory(workdir) / _METRICS
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [record for line in lines if (record := _parsed(line)) is not None]
+
+
+# --- formats ----------------------------------------------------------------------------------------------------------
 
 
 def _plain(value: Any) -> float | int:
@@ -239,7 +353,7 @@ def _short(value: float | int) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if not math.isfinite(seconds):
         return "-"
     minutes, rest = divmod(round(seconds), 60)

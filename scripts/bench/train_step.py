@@ -75,7 +75,7 @@ def measure_ours(options: argparse.Namespace) -> dict[str, Any]:
     from albert_jax.config import AlbertConfig
     from albert_jax.training.recipe import pretraining
     from albert_jax.training.sharding import make_mesh, place_batch
-    from albert_jax.training.step import initial_parameters, initial_state, make_train_step
+    from albert_jax.training.step import initial_parameters, initial_state, make_control, make_train_step
 
     config = pretraining(AlbertConfig.published("base"))
     config.dtype = options.dtype
@@ -84,13 +84,13 @@ def measure_ours(options: argparse.Namespace) -> dict[str, Any]:
     config.batch.size, config.batch.unit = options.batch, "rows"
     config.optimizer.name, config.optimizer.learning_rate, config.optimizer.warmup_steps = options.optimizer, 1e-4, 0
     mesh = make_mesh(1)
-    batch = place_batch(random_batch(options, config.model.vocab_size), mesh)
+    batch, control = place_batch(random_batch(options, config.model.vocab_size), mesh), make_control(mesh)
     state = initial_state(config, initial_parameters(config), mesh)
     step = make_train_step(config, mesh)
     times = []
     for _ in range(2 + options.steps):
         start = time.perf_counter()
-        state, _ = jax.block_until_ready(step(state, batch))
+        state, _ = jax.block_until_ready(step(state, batch, control))
         times.append(time.perf_counter() - start)
     median = statistics.median(times[2:])
     return {

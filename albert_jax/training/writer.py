@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a state as a step's folder, by Orbax, in the background and by all processes of the run together.
+
+Orbax copies the arrays from the devices before `start` returns, and writes and commits in threads of its own. In
+several processes each writes its part; then all say whether that went well, and process 0 commits only if it did for
+all. So a step appears as a whole or not at all, and one process's full disk is known to the others at once, where Orbax
+alone would let them wait for it until a timeout.
+"""
+
+import itertools
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from albert_jax.errors import UserError
+from albert_jax.remote import first_line, is_remote
+from albert_jax.training.agreement import agree, say
+from albert_jax.training.distributed import LostPeerError, by_first, first, several
+from albert_jax.training.saved_steps import SavedSteps
+
+PATIENCE = 1800.0  # seconds for a save to end, on a monotonic clock
+META = "meta/metadata"  # a step's file beside Orbax's
+# Orbax measures its own timeout by the wall clock, which may be set while a save is under way.
+_NEVER = 4_000_000_000
+_PHASES = ("async_write_complete", "async_commit_complete")  # Orbax's names: all is written, process 0 has committed
+_saves = itertools.count()  # all processes start the same saves in the same order
+
+
+class _FailedElsewhereError(Exception):
+    """Another process of the run could not do its part; the message is what it said."""
+
+
+class _Save(threading.Thread):
+    """One save: the thread waits until it is durable or has failed.
+
+    Args:
+      wait: waits for Orbax's threads.
+      meta: gives what `META` will hold.
+      done, failed: see `Writer.start`.
+
+    Attributes:
+      word: why it failed; empty where it did not, or is still under way.
+      lost: that another process is gone.
+    """
+
+    def __init__(
+        self,
+        wait: Callable[[], None],
+        meta: Callable[[], Mapping[str, Any]],
+        done: Callable[[], None],
+        failed: Callable[[str], None],
+    ):
+        super().__init__(name=f"albert_jax/save/{next(_saves)}", daemon=True)
+        self.meta, self.word = meta, ""
+        self.lost: LostPeerError | None = None
+        self._wait, self._done, self._failed = wait, done, failed
+
+    def run(self) -> None:
+        """In the thread."""
+        try:
+            self._wait()
+        except BaseException as e:
+            self.fail(e)
+        else:
+            if first():
+                self._done()
+
+    def fail(self, error: BaseException) -> None:
+        """Keeps why it failed, and says it to the processes that wait for this one."""
+        if isinstance(error, LostPeerError):
+            self.lost = error
+            return
+        self.word = first_line(error)
+        if several() and not isinstance(error, _FailedElsewhereError):
+            self.word = f"process {jax.process_index()}: {self.word}"
+        for phase in _PHASES:
+            say(f"{self.name}/{phase}", self.word)
+        if first():
+            self._failed(self.word)
+
+
+class Writer:
+    """Writes one state at a time.
+
+    Args:
+      steps: where to.
+      before_commit: called in process 0 when all is written; what it raises keeps the step from being committed.
+    """
+
+    def __init__(self, steps: SavedSteps, before_commit: Callable[[], None]):
+        self._steps, self._before_commit = steps, before_commit
+        self._save: _Save | None = None
+        self._folder = epath.Path()
+        together = ocp.options.MultiprocessingOptions(
+            primary_host=0,
+            # With all of them named, Orbax's barriers wait for 300 s at most; otherwise without end.
+            active_processes=set(range(jax.process_count())),
+        )
+        asynchronous = ocp.options.AsyncOptions(
+            timeout_secs=_NEVER,
+            barrier_sync_fn=self._agree,
+            post_finalization_callback=self._finish_folder,
+        )
+        composite = ocp.CompositeOptions(multiprocessing_options=together, async_options=asynchronous)
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(composite_options=composite),
+            multiprocessing_options=together,
+            async_options=asynchronous,
+        )
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is still being written."""
+        return self._save is not None and self._save.is_alive()
+
+    def start(
+        self,
+        step: int,
+        items: Mapping[str, Any],
+        meta: Callable[[], Mapping[str, Any]],
+        *,
+        done: Callable[[], None],
+        failed: Callable[[str], None],
+    ) -> None:
+        """Copies a state from the devices and begins to write it; `finish` has to be called before the next one.
+
+        Args:
+          step: the folder's name.
+          items: trees of arrays, by the name of the folder's part.
+          meta: called in a thread of process 0, gives what `META` holds.
+          done: called in a thread of process 0 once the step is durable.
+          failed: called in process 0, in this thread or another, once it is known to have failed, with the reason.
+
+        Raises:
+          LostPeerError: where another process does not answer.
+        """
+        save = self._save = _Save(self._orbax.wait_until_finished, meta, done, failed)
+        folder = self._steps.path(step)
+        self._folder = self._orbax.get_temporary_path(folder).get()
+        args = ocp.args.Composite(**{name: ocp.args.StandardSave(tree) for name, tree in items.items()})
+        try:
+            if several() and (word := by_first(self._why_not_writable)):
+                raise _FailedElsewhereError(word)
+            self._orbax.save(folder, args=args, force=True)
+        except Exception as e:
+            if several() and "DEADLINE_EXCEEDED" in str(e):
+                raise LostPeerError(first_line(e)) from e
+            save.fail(e)
+        else:
+            save.start()
+
+    def _why_not_writable(self) -> str:
+        """Tries to write a file: Orbax's other processes would wait for minutes if process 0 could make no folder."""
+        probe = self._folder.parent / f"probe.{self._folder.name}"
+        try:
+            probe.write_text("")
+            probe.unlink()
+        except Exception as e:
+            return f"process 0: {first_line(e)}"
+        return ""
+
+    def _agree(self, *, key: str, timeout_ms: int) -> None:
+        """In place of Orbax's barrier between writing, committing and going on."""
+        del timeout_ms  # by the wall clock
+        assert self._save is not None
+        word = next(filter(None, agree(f"{self._save.name}/{key.split('.')[0]}", "", PATIENCE)), "")
+        if word:
+            raise _FailedElsewhereError(word)
+
+    def _finish_folder(self) -> None:
+        """In process 0, when all parts are written and the folder is about to become a step."""
+        assert self._save is not None
+        self._before_commit()
+        file, text = self._folder / META, json.dumps(self._save.meta())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if is_remote(file):
+            file.write_text(text)
+            return
+        with open(file, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def finish(self) -> str:
+        """Waits for the save that is under way, if any; why it failed, the same in all processes, empty if it did not.
+
+        Raises:
+          UserError: where it does not end.
+          LostPeerError: where another process does not answer.
+        """
+        save = self._save
+        if save is None:
+            return ""
+        if save.ident is not None:
+            save.join(PATIENCE)
+        if save.lost:
+            raise save.lost
+        hung = f"it is not written after {PATIENCE:.0f} s" if save.is_alive() else ""
+        word = next(filter(None, agree(f"{save.name}/ended", hung or save.word, PATIENCE)), "")
+        if "it is not written after" in word:
+            raise UserError(f"{self._folder} does not end ({word}): see to the storage and run the same command again.")
+        self._save = None
+        return word
+
+    def close(self) -> None:
+        """Lets go of Orbax's threads; `finish` has to be called before."""
+        self._orbax.close()

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training does not depend on how the devices are arranged, and memory does.
+
+One device against eight in every shape of a mesh (data, fsdp, tensor), in float32, with dropout, accumulation and rows
+of very different numbers of targets. `pytest -m '' tests/test_mesh.py` tries all shapes, the default suite some.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from albert_jax.config import AlbertConfig
+from albert_jax.data.stream import IGNORED
+from albert_jax.errors import UserError
+from albert_jax.training import step as steps
+from albert_jax.training.recipe import pretraining
+from albert_jax.training.sharding import make_mesh, place_batch
+from albert_jax.training.step import (
+    abstract_state,
+    initial_parameters,
+    initial_state,
+    make_control,
+    make_read_sums,
+    make_train_step,
+)
+from tests.rows import random_batch
+
+# data, fsdp, tensor; and whether moments are split over data.
+SOME = [(8, 1, 1, True), (2, 4, 1, True), (2, 2, 2, True), (1, 1, 8, False)]
+OTHERS = [
+    (8, 1, 1, False),
+    (4, 2, 1, False),
+    (4, 1, 2, False),
+    (2, 4, 1, False),
+    (2, 2, 2, False),
+    (2, 1, 4, True),
+    (1, 8, 1, False),
+    (1, 4, 2, True),
+    (1, 2, 4, False),
+]
+SHAPES = [*SOME, *(pytest.param(*shape, marks=pytest.mark.slow) for shape in OTHERS)]
+
+
+def recipe(**changes: Any) -> ml_collections.ConfigDict:
+    model = AlbertConfig(
+        vocab_size=104,
+        embedding_size=16,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        intermediate_size=128,
+        max_position_embeddings=32,
+        initializer_range=0.1,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+    )
+    config = pretraining(model)
+    config.steps, config.optimizer.warmup_steps, config.optimizer.learning_rate = 40, 1, 0.005
+    config.batch.accumulation = 2
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def uneven_batch(seed: int) -> Any:
+    batch = random_batch(16, seed=seed)
+    for r in range(16):
+        batch.mlm_labels[r, 1 + r % 5 :] = IGNORED
+        batch.sop_labels[r, : r % 3] = IGNORED
+    return batch
+
+
+class Trained(NamedTuple):
+    """Means and parameters ("/"-joined path -> array) after one step and after twenty."""
+
+    after_1: tuple[dict[str, float], dict[str, np.ndarray]]
+    after_20: tuple[dict[str, float], dict[str, np.ndarray]]
+
+
+def train(config: ml_collections.ConfigDict, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Trained:
+    mesh = make_mesh(data, fsdp, tensor)
+    state = initial_state(config, initial_parameters(config), mesh)
+    step, read, found = make_train_step(config, mesh), make_read_sums(config, mesh), {}
+    for k in range(20):
+        # Step 0 has a rate of zero, so the first batch is repeated: "one step" is the first that moves anything.
+        state, _ = step(state, place_batch(uneven_batch(max(0, k - 1)), mesh), make_control(mesh))
+        if k in (1, 19):
+            means, state = read(state)
+            params = traverse_util.flatten_dict(jax.device_get(state.params), sep="/")
+            found[k] = {name: float(value) for name, value in means.items()}, params
+    return Trained(found[1], found[19])
+
+
+def assert_agree(found: Trained, wanted: Trained) -> None:
+    for (means, params), (means_1, params_1), tolerance in (
+        (found.after_1, wanted.after_1, 1e-5),
+        (found.after_20, wanted.after_20, 1e-4),
+    ):
+        assert means["loss"] == pytest.approx(means_1["loss"], rel=tolerance)
+        for name, value in params_1.items():
+            if name.endswith("key/bias"):
+                continue  # softmax does not see it: its gradient is rounding and nothing else
+            worst = np.abs(params[name] - value).max() / np.abs(value).max()
+            assert worst <= tolerance, (name, worst)
+
+
+@pytest.fixture(scope="module")
+def alone() -> Trained:
+    return train(recipe(**{"batch.accumulation": 1}))
+
+
+@pytest.mark.parametrize(("data", "fsdp", "tensor", "shard_optimizer"), SHAPES)
+def test_eight_devices_in_any_mesh_train_as_one_does(alone, data, fsdp, tensor, shard_optimizer):
+    assert_agree(train(recipe(**{"mesh.shard_optimizer": shard_optimizer}), data, fsdp, tensor), alone)
+
+
+def test_a_mean_of_means_would_be_noticed(alone, monkeypatch):
+    counts = steps.count_targets
+    monkeypatch.setattr(steps, "sum_over_rows", lambda tree, mesh: tree)  # each device divides by its own targets
+    monkeypatch.setattr(steps, "count_targets", lambda batch: tuple(8 * count for count in counts(batch)))
+    with pytest.raises(ValueError, match="out_specs"):  # shard_map itself notices that totals are not summed
+        train(recipe(), 8)
+    monkeypatch.undo()
+    monkeypatch.setattr(steps, "count_targets", lambda batch: tuple(count / count * 40.0 for count in counts(batch)))
+    with pytest.raises(AssertionError):
+        assert_agree(train(recipe(), 8), alone)
+
+
+# --- what is where ----------------------------------------------------------------------------------------------------
+
+
+def bytes_on_a_device(config: ml_collections.ConfigDict, *shape: int) -> tuple[int, int]:
+    """Of parameters and of optimizer state."""
+    state = abstract_state(config, make_mesh(*shape))
+
+    def held(tree: Any) -> int:
+        return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * 4 for x in jax.tree.leaves(tree))
+
+    return held(state.params), held(state.opt_state)
+
+
+def test_fsdp_and_tensor_split_parameters_and_moments_and_shard_optimizer_moments_alone():
+    whole_params, whole_moments = bytes_on_a_device(recipe(), 1)
+    assert bytes_on_a_device(recipe(), 8) == (whole_params, whole_moments)
+    params, moments = bytes_on_a_device(recipe(**{"mesh.shard_optimizer": True}), 8)
+    assert params == whole_params and moments < 0.16 * whole_moments
+    params, moments = bytes_on_a_device(recipe(), 1, 8)
+    assert params < 0.16 * whole_params and moments < 0.16 * whole_moments
+    params, moments = bytes_on_a_device(recipe(), 1, 1, 8)
+    assert params < 0.35 * whole_params and moments < 0.35 * whole_moments
+
+
+def test_the_published_sizes_can_be_split_as_the_default_rules_say():
+    for size, tensor in (("base", 4), ("large", 16), ("xlarge", 16), ("xxlarge", 16)):
+        config = pretraining(AlbertConfig.published(size))
+        mesh = jax.sharding.AbstractMesh((2, 4, tensor), ("data", "fsdp", "tensor"))
+        where, _ = steps.placements(jax.eval_shape(lambda c=config: initial_parameters(c)), config, mesh)
+        matrices = [at for path, at in traverse_util.flatten_dict(where, sep="/").items() if "kernel" in path]
+        assert all(at.fsdp is not None for at in matrices)
+        assert sum(at.tensor is not None for at in matrices) == 6  # query, key, value, dense, ffn, ffn_output
+
+
+def test_meshes_that_make_no_sense_are_refused_in_a_sentence():
+    for shape, said in (
+        ((0,), "mesh.data=0"),
+        ((-1, -1), "one of them may be -1"),
+        ((-1, 3), "does not fit 8 devices"),
+    ):
+        with pytest.raises(UserError, match=said):
+            make_mesh(*shape)
+    with pytest.raises(UserError, match=r"mesh\.tensor=8 does not divide model\.num_attention_heads=4"):
+        abstract_state(recipe(**{"model.num_attention_heads": 4}), make_mesh(1, 1, 8))
+    with pytest.raises(UserError, match=r"mesh\.rules has 'heads:data'"):
+        abstract_state(recipe(**{"mesh.rules": "heads:data"}), make_mesh(1))
