@@ -73,10 +73,10 @@ def _report(unraisable: Any) -> None:
 
 
 def _keep_compiled_programs() -> None:
-    """Gives JAX a place for compiled programs, so that a resumed run starts in seconds; JAX's own settings win."""
+    """Gives JAX a place for compiled programs, so that a resumed run starts in seconds; JAX's own variable wins."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache / "albert_jax" / "compiled"))
 

@@ -21,6 +21,38 @@ def curve(records: list[dict[str, Any]], name: str) -> tuple[list[int], list[flo
     return [step for step, _ in points], [value for _, value in points]
 
 
+def draw_measure(
+    axis: Any, records: list[dict[str, Any]], name: str, train: Any = TRAIN, validation: str = VALIDATION
+) -> None:
+    """Draws what was measured under `name` in training and in evaluations, and what it is to be compared with.
+
+    Args:
+      axis: matplotlib's.
+      records: of a run.
+      name: of a value; that of evaluations has the prefix `eval_`.
+      train, validation: colours.
+    """
+    steps, values = curve(records, name)
+    lone = "o" if len(steps) == 1 else ""  # no line is seen of one point
+    axis.plot(steps, values, color=train, linewidth=1, marker=lone, markersize=2, label="training")
+    axis.plot(*curve(records, f"eval_{name}"), color=validation, marker="o", markersize=3, label="validation")
+    if name == "mlm_loss":
+        _, unigram = curve(records, "eval_unigram_loss")
+        if unigram:
+            axis.axhline(unigram[-1], color=REFERENCE, linestyle="--", linewidth=1, label="validation, unigrams")
+    if name == "sop_accuracy":
+        (steps, low), (_, high) = curve(records, "eval_sop_low"), curve(records, "eval_sop_high")
+        if steps:
+            axis.fill_between(steps, low, high, color=validation, alpha=0.2, linewidth=0, label="95 % interval")
+        axis.axhline(0.5, color=REFERENCE, linestyle="--", linewidth=1, label="chance")
+
+
+def mark(axis: Any, records: list[dict[str, Any]], kind: str, label: str, style: str, colour: str = "black") -> None:
+    """Draws a vertical line at each step with a record of a kind."""
+    for number, step in enumerate(sorted({record["step"] for record in records if record["kind"] == kind})):
+        axis.axvline(step, color=colour, linestyle=style, linewidth=1, label=None if number else label)
+
+
 def draw(records: list[dict[str, Any]], out: pathlib.Path) -> None:
     """Writes the picture; the ending of `out` says whether png or svg."""
     import matplotlib
@@ -36,23 +68,12 @@ def draw(records: list[dict[str, Any]], out: pathlib.Path) -> None:
         ("sop_accuracy", "Sentence-order accuracy"),
     )
     for axis, (name, title) in zip(axes, panels, strict=True):
-        axis.plot(*curve(records, name), color=TRAIN, linewidth=1, label="training")
-        axis.plot(*curve(records, f"eval_{name}"), color=VALIDATION, marker="o", markersize=3, label="validation")
+        draw_measure(axis, records, name)
+        mark(axis, records, "resume", "resumed", ":")
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    _, unigram = curve(records, "eval_unigram_loss")
-    if unigram:
-        axes[0].axhline(unigram[-1], color=REFERENCE, linestyle="--", linewidth=1, label="validation, unigrams")
-    (steps, low), (_, high) = curve(records, "eval_sop_low"), curve(records, "eval_sop_high")
-    if steps:
-        axes[2].fill_between(steps, low, high, color=VALIDATION, alpha=0.2, linewidth=0, label="95 % interval")
-    axes[2].axhline(0.5, color=REFERENCE, linestyle="--", linewidth=1, label="chance")
-    resumed = sorted({record["step"] for record in records if record["kind"] == "resume"})
-    for axis in axes:
-        for number, step in enumerate(resumed):
-            axis.axvline(step, color="black", linestyle=":", linewidth=1, label=None if number else "resumed")
         axis.legend(fontsize=8, frameon=False)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150, metadata={"Date": None} if out.suffix == ".svg" else None)
@@ -62,7 +83,7 @@ def draw(records: list[dict[str, Any]], out: pathlib.Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdir", type=pathlib.Path, help="of a training run")
+    parser.add_argument("workdir", help="of a training run")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="picture to write, .png or .svg")
     options = parser.parse_args(arguments)
     try:

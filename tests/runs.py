@@ -106,7 +106,7 @@ class Runs:
         self._environment = {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "",  # one device
-            "JAX_COMPILATION_CACHE_DIR": str(directory / "compiled"),
+            "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "TF_CPP_MIN_LOG_LEVEL": "2",
         }
@@ -290,7 +290,7 @@ def _hold(places: list[str]) -> None:
 
     rename, os.rename = os.rename, held_rename  # type: ignore[assignment]
     loop.Run._prepare = held_prepare  # type: ignore[method-assign]
-    loop.Run._take_step, ocp.AsyncCheckpointer.save = held_take_step, held_save  # type: ignore[method-assign]
+    loop.Run._take_step, ocp.AsyncCheckpointer.save = held_take_step, held_save  # type: ignore[method-assign,assignment]
 
 
 def _serve() -> None:

@@ -120,6 +120,13 @@ def test_a_profile_that_cannot_be_started_costs_a_warning_and_no_training(tmp_pa
     assert message.startswith("the profile from step 2 on failed (") and "Not a directory" in message
 
 
+def test_a_profile_that_was_asked_for_and_failed_is_not_tried_again_at_each_step(tmp_path, caplog):
+    (tmp_path / "profile").write_text("no directory")
+    profiler = Profiler(tmp_path / "profile", at=0, steps=1)
+    train(profiler, 1, 5, requests=(1,))
+    assert len(caplog.messages) == 1
+
+
 def test_a_second_profiler_in_the_process_costs_a_warning_and_no_training(tmp_path, caplog):
     with jax.profiler.trace(str(tmp_path / "other")):
         profiler = Profiler(tmp_path, at=1, steps=1)

@@ -122,6 +122,17 @@ class Checkpoints:
 
     # Saving.
 
+    def prepare(self, state: TrainState) -> None:
+        """Compiles what a save needs, so that no save has to."""
+        for tree in self._items(state).values():
+            start_digests(tree)
+
+    @staticmethod
+    def _items(state: TrainState) -> dict[str, Any]:
+        """What a checkpoint holds, in two parts: an export needs the parameters alone."""
+        rest = state._asdict()
+        return {"params": rest.pop("params"), "rest": rest}
+
     def save(self, state: TrainState, position: int, *, block: bool) -> None:
         """Saves a state; a step that is there already is not written again.
 
@@ -158,8 +169,7 @@ class Checkpoints:
     def _start(self, state: TrainState, step: int, position: int) -> None:
         if self._lock is not None:
             self._lock.check()
-        rest = state._asdict()
-        items = {"params": rest.pop("params"), "rest": rest}
+        items = self._items(state)
         digests_of = {name: start_digests(tree) for name, tree in items.items()}
 
         def meta() -> dict[str, Any]:

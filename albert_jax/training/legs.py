@@ -17,7 +17,7 @@ from albert_jax.data.stream import Batch
 from albert_jax.training.data import Data, open_data, rows_per_step
 from albert_jax.training.phases import Phase, read_phases
 from albert_jax.training.sharding import Rows, row_shards
-from albert_jax.training.step import abstract_batch, abstract_control, abstract_state, make_train_step
+from albert_jax.training.step import abstract_batch, abstract_control, abstract_state, make_eval_step, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +97,13 @@ def lower_step(config: ml_collections.ConfigDict, mesh: Mesh, rows: int) -> jax.
     """The program of one optimizer step on `rows` rows, for devices that need not be there."""
     return make_train_step(config, mesh).lower(
         abstract_state(config, mesh), abstract_batch(config, mesh, rows), abstract_control(mesh)
+    )
+
+
+def lower_eval_step(config: ml_collections.ConfigDict, mesh: Mesh, rows: int) -> jax.stages.Lowered:
+    """The program that evaluates `rows` rows."""
+    return make_eval_step(config, mesh).lower(
+        abstract_state(config, mesh).params, abstract_batch(config, mesh, rows), abstract_control(mesh)
     )
 
 

@@ -33,7 +33,7 @@ from albert_jax.training.identity import claim_workdir, versions
 from albert_jax.training.initialization import starting_parameters
 from albert_jax.training.interruption import Interruption
 from albert_jax.training.interval import Interval
-from albert_jax.training.legs import Draw, Leg, make_legs
+from albert_jax.training.legs import Draw, Leg, lower_eval_step, make_legs
 from albert_jax.training.lock import WorkdirLock
 from albert_jax.training.profiling import Profiler
 from albert_jax.training.sharding import make_mesh
@@ -44,7 +44,6 @@ from albert_jax.training.step import (
     abstract_state,
     initial_state,
     make_control,
-    make_eval_step,
     make_read_sums,
 )
 from albert_jax.training.telemetry import Telemetry, last_evaluation
@@ -154,11 +153,13 @@ class Run:
         self.state, self.step, self.position = self._restore_or_start()
         self.telemetry = self._open_telemetry() if first() else None
         self._saved, self._evaluated = self.step, by_first(self._last_evaluation)
-        self._stopping = False
+        self._stopping, self._due, self._skipped_in_a_row = False, False, 0
         self._rollbacks = collections.Counter[int]()
-        self._read_sums = make_read_sums(config, self.mesh)
         self._controls: dict[tuple[bool, int], Control] = {}
+        interruption.phase = "compile"
+        self._read_sums = make_read_sums(config, self.mesh).lower(abstract_state(config, self.mesh)).compile()
         self.evaluator = self._make_evaluator()
+        self.checkpoints.prepare(self.state)
 
     def _copy_vocabulary(self) -> None:
         source, target = self.legs[-1].data.vocabulary_file, self.workdir / "spiece.model"
@@ -170,7 +171,7 @@ class Run:
         restored = self.checkpoints.restore(abstract_state(self.config, self.mesh))
         if restored is not None:
             step = int(restored.state.step)
-            return restored.state, step, 0 if step == self._leg_at(step).phase.begin else restored.position
+            return restored.state, step, restored.position
         params = starting_parameters(self.config)
         if first():
             print(parameter_overview.get_parameter_overview(params, include_stats=False), flush=True)
@@ -192,13 +193,13 @@ class Run:
         return last_evaluation(self.telemetry.directory)
 
     def _make_evaluator(self) -> Evaluator:
-        leg = self.legs[-1]
+        leg, rows = self.legs[-1], self.legs[-1].rows.count // self.config.batch.accumulation
         return Evaluator(
             leg.data.validation,
             rows=self.config.eval.rows,
-            batch_rows=leg.rows.count // self.config.batch.accumulation,
+            batch_rows=rows,
             unigrams=leg.data.unigrams,
-            eval_step=make_eval_step(self.config, self.mesh),
+            eval_step=lower_eval_step(self.config, self.mesh, rows).compile(),
             mesh=self.mesh,
         )
 
@@ -220,6 +221,7 @@ class Run:
             while ending in (_Ending.LEG_IS_OVER, _Ending.ROLLED_BACK):
                 leg = self._leg_at(self.step)
                 if ending is _Ending.LEG_IS_OVER:
+                    self.position *= self.step != leg.phase.begin  # each leg has a stream of its own
                     self._prepare(leg)
                 loader = Loader(leg.batch, leg.draws(self.step, self.position), ahead=c.data.prefetch)
                 with contextlib.closing(loader), jax.transfer_guard("disallow"):
@@ -244,21 +246,23 @@ class Run:
         in_flight, recent = collections.deque[tuple[Draw, Outcome]](), collections.deque[Draw](maxlen=c.guard.patience)
         while True:
             over = self.step == leg.phase.end
-            while len(in_flight) > (0 if over else STEPS_IN_FLIGHT):
+            self._due |= self.step != self._saved and self.step % c.checkpoint.every == 0
+            while len(in_flight) > (0 if over or self._due else STEPS_IN_FLIGHT):
                 draw, outcome = in_flight.popleft()
                 recent.append(draw)
                 if self._is_one_too_many(outcome):
                     self._roll_back(leg, list(recent))
                     return _Ending.ROLLED_BACK
             done = self.step == c.steps
-            if interval.steps and (over or self._stopping or self.step % c.log.every == 0):
+            if interval.steps and (over or self.step % c.log.every == 0):
                 self._log(leg, interval)
                 interval = Interval(leg, loader)
             if self.step and (done or self.step % c.eval.every == 0) and self.step != self._evaluated:
                 with interval.paused():
                     done = self._evaluate() and done
             stop = done or self._stopping
-            if self.step != self._saved and (stop or over or self.step % c.checkpoint.every == 0):
+            # A checkpoint to go back to is none from the middle of updates that are left out: it waits for their end.
+            if self.step != self._saved and (stop or over or (self._due and not self._skipped_in_a_row)):
                 with interval.paused():
                     self._save(block=stop or over)
             if stop or over:
@@ -287,7 +291,8 @@ class Run:
         """Reads a step's outcome, which waits for the step; says whether the guard has lost its patience."""
         self._stopping |= bool(outcome.stop)
         self._watchdog.moved()
-        return 0 < self.config.guard.patience <= int(outcome.skipped_in_a_row)
+        self._skipped_in_a_row = int(outcome.skipped_in_a_row)
+        return 0 < self.config.guard.patience <= self._skipped_in_a_row
 
     def _log(self, leg: Leg, interval: Interval) -> None:
         """Ends a log interval; what it measured is printed at the end of the next one."""
@@ -325,7 +330,7 @@ class Run:
             if self.telemetry is not None:
                 self.telemetry.flush()
             self.checkpoints.save(self.state, self.position, block=block)
-        self._saved = self.step
+        self._saved, self._due = self.step, False
         self._watchdog.moved()
 
     def _roll_back(self, leg: Leg, skipped: list[Draw]) -> None:
@@ -336,10 +341,11 @@ class Run:
         """
         self._enter("restore")
         told, begin, end = skipped[-1].step + 1, skipped[0].position, skipped[-1].position + skipped[-1].rows
+        del self.state  # two would not fit where one fills the memory
         with jax.transfer_guard("allow"):
             self.checkpoints.wait()
             self.state, self.step, self.position = self._restore_or_start()
-        self._saved = self.step
+        self._saved, self._due, self._skipped_in_a_row = self.step, False, 0
         if self._leg_at(self.step) is leg:
             self.position = end
         self._rollbacks[self.step] += 1
@@ -350,20 +356,24 @@ class Run:
                 "lower optimizer.learning_rate in a new run, or pass another --config.guard.norm_factor."
             )
         if self.telemetry is not None:
-            examples = leg.data.train.examples(begin, end - begin)
-            self.telemetry.rewind(self.step)
-            values = {"from": told, "skipped": len(skipped), "rows": [begin, end], "examples": examples}
-            self.telemetry.event(self.step, "rollback", values)
-            _log.warning(
-                "the updates of steps %s to %s were left out, as loss or gradient norm were out of bounds: back to step "
-                "%s, and past rows %s to %s of the stream, examples %s ... (all in metrics.jsonl).",
-                told - len(skipped) + 1,
-                told,
-                self.step,
-                begin,
-                end,
-                ", ".join(map(str, examples[:3])),
-            )
+            self._record_rollback(told, len(skipped), begin, end, leg.data.train.examples(begin, end - begin))
+        self._evaluated = by_first(self._last_evaluation)
+
+    def _record_rollback(self, told: int, skipped: int, begin: int, end: int, examples: list[int | str]) -> None:
+        assert self.telemetry is not None
+        self.telemetry.rewind(self.step)
+        values = {"from": told, "skipped": skipped, "rows": [begin, end], "examples": examples}
+        self.telemetry.event(self.step, "rollback", values)
+        _log.warning(
+            "the updates of steps %s to %s were left out, as loss or gradient norm were out of bounds: back to step "
+            "%s, and past rows %s to %s of the stream, examples %s ... (all in metrics.jsonl).",
+            told - skipped + 1,
+            told,
+            self.step,
+            begin,
+            end,
+            ", ".join(map(str, examples[:3])),
+        )
 
     def _finish(self, *, done: bool) -> None:
         self._enter("finish")

@@ -217,9 +217,7 @@ def _arrays(shape: str) -> list[Array]:
     """The arrays of a shape or of a (nested) tuple of shapes."""
     found = re.findall(r"\b([a-z]\w*)\[([\d,<= ]*)\](\{[^}]*\})?", shape)
     return [
-        Array(
-            _bits(dtype), tuple(int(d.strip("<= ")) for d in dims.split(",") if d), not re.search(r"S\([1-9]", layout)
-        )
+        Array(_bits(dtype), tuple(int(d.strip("<= ")) for d in dims.split(",") if d), not _ON_CHIP.search(layout))
         for dtype, dims, layout in found
     ]
 

@@ -146,7 +146,7 @@ def abstract_state(config: ml_collections.ConfigDict, mesh: Mesh) -> TrainState:
       UserError: where the model cannot be split as the config's mesh says.
     """
     shapes = jax.eval_shape(lambda: _new_state(config, initial_parameters(config)))
-    whole = replicated(mesh)
+    whole: Any = replicated(mesh)
     of_params, of_moments = (_shardings(where, shapes.params, mesh) for where in _placements(config, mesh))
     shardings: Any = TrainState(
         params=of_params,
@@ -201,11 +201,12 @@ def make_control(mesh: Mesh, *, stop: bool = False, parts: int = 0) -> Control:
     )
 
 
-def abstract_control(mesh: Mesh) -> Any:
+def abstract_control(mesh: Mesh) -> Control:
     """Shapes, dtypes and shardings of `Control`."""
+    described: Any = jax.ShapeDtypeStruct
     return Control(
-        stop=jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=_by_device(mesh)),
-        parts=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh)),
+        stop=described((mesh.size,), jnp.int32, sharding=_by_device(mesh)),
+        parts=described((), jnp.int32, sharding=replicated(mesh)),
     )
 
 
@@ -299,7 +300,7 @@ def make_train_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
     def step(state: TrainState, batch: Batch, control: Control) -> tuple[TrainState, Outcome]:
         parts = control.parts if config.batch.warmup_steps else most
         gradient, totals = gradient_of(state.params, state.step, batch, parts)
-        loss, norm = mean_loss(totals, totals.mlm_count, totals.sop_count), optax.global_norm(gradient)
+        loss, norm = mean_loss(totals, totals.mlm_count, totals.sop_count), optax.tree.norm(gradient)
         good, guard = judge(state.guard, config.guard, loss, norm)
         directions, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         # Computed where the moments are, and only then brought to where the parameters are.
@@ -313,8 +314,8 @@ def make_train_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
             sop_loss=totals.sop_loss / sop_count,
             sop_accuracy=totals.sop_correct / sop_count,
             grad_norm=norm,
-            update_norm=optax.global_norm(updates),
-            param_norm=optax.global_norm(state.params),
+            update_norm=optax.tree.norm(updates),
+            param_norm=optax.tree.norm(state.params),
             real_share=totals.real_slots / (batch.input_ids.size / most * parts),
             steps=jnp.ones((), jnp.float32),
         )
@@ -333,13 +334,11 @@ def make_train_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
     )
 
 
-def make_read_sums(
-    config: ml_collections.ConfigDict, mesh: Mesh
-) -> Callable[[TrainState], tuple[dict[str, jax.Array], TrainState]]:
+def make_read_sums(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
     """The end of a log interval: the means since the last one, and the state with its sums at zero.
 
-    The means are arrays of their own, which stay valid while later steps use the state up. They are NaN where the guard
-    let no step of the interval pass.
+    Returns a jitted function of the state. The means are arrays of their own, which stay valid while later steps use
+    the state up. They are NaN where the guard let no step of the interval pass.
     """
     schedule, shardings = (
         learning_rate_schedule(config.optimizer, config.steps),

@@ -29,6 +29,7 @@ META = "meta/metadata"  # a step's file beside Orbax's
 # Orbax measures its own timeout by the wall clock, which may be set while a save is under way.
 _NEVER = 4_000_000_000
 _PHASES = ("async_write_complete", "async_commit_complete")  # Orbax's names: all is written, process 0 has committed
+_PROBE = 4096  # bytes that a folder's first file has
 _saves = itertools.count()  # all processes start the same saves in the same order
 
 
@@ -37,44 +38,54 @@ class _FailedElsewhereError(Exception):
 
 
 class _Save(threading.Thread):
-    """One save: the thread waits until it is durable or has failed.
+    """One save: the thread copies the arrays, and waits until they are durable or have failed.
+
+    Orbax's threads are daemons as this one is: a write that hangs does not keep a process from ending.
 
     Args:
-      wait: waits for Orbax's threads.
+      copy: copies the arrays and starts Orbax's threads.
+      wait: waits for those.
       meta: gives what `META` will hold.
       done, failed: see `Writer.start`.
 
     Attributes:
+      copied: set when the arrays may change, or the save has failed.
       word: why it failed; empty where it did not, or is still under way.
       lost: that another process is gone.
     """
 
     def __init__(
         self,
+        copy: Callable[[], None],
         wait: Callable[[], None],
         meta: Callable[[], Mapping[str, Any]],
         done: Callable[[], None],
         failed: Callable[[str], None],
     ):
         super().__init__(name=f"albert_jax/save/{next(_saves)}", daemon=True)
-        self.meta, self.word = meta, ""
+        self.meta, self.word, self.copied = meta, "", threading.Event()
         self.lost: LostPeerError | None = None
-        self._wait, self._done, self._failed = wait, done, failed
+        self._copy, self._wait, self._done, self._failed = copy, wait, done, failed
 
     def run(self) -> None:
         """In the thread."""
         try:
+            with jax.transfer_guard("allow"):
+                self._copy()
+            self.copied.set()
             self._wait()
         except BaseException as e:
-            self.fail(e)
+            self._fail(e)
         else:
             if first():
                 self._done()
+        finally:
+            self.copied.set()
 
-    def fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Keeps why it failed, and says it to the processes that wait for this one."""
-        if isinstance(error, LostPeerError):
-            self.lost = error
+        if isinstance(error, LostPeerError) or (several() and "DEADLINE_EXCEEDED" in str(error)):
+            self.lost = LostPeerError(first_line(error))
             return
         self.word = first_line(error)
         if several() and not isinstance(error, _FailedElsewhereError):
@@ -140,29 +151,30 @@ class Writer:
         Raises:
           LostPeerError: where another process does not answer.
         """
-        save = self._save = _Save(self._orbax.wait_until_finished, meta, done, failed)
         folder = self._steps.path(step)
         self._folder = self._orbax.get_temporary_path(folder).get()
         args = ocp.args.Composite(**{name: ocp.args.StandardSave(tree) for name, tree in items.items()})
-        try:
-            if several() and (word := by_first(self._why_not_writable)):
-                raise _FailedElsewhereError(word)
+        unwritable = by_first(self._why_not_writable)
+
+        def copy() -> None:
+            if unwritable:
+                raise _FailedElsewhereError(unwritable)
             self._orbax.save(folder, args=args, force=True)
-        except Exception as e:
-            if several() and "DEADLINE_EXCEEDED" in str(e):
-                raise LostPeerError(first_line(e)) from e
-            save.fail(e)
-        else:
-            save.start()
+
+        self._save = _Save(copy, self._orbax.wait_until_finished, meta, done, failed)
+        self._save.start()
+        self._save.copied.wait()
 
     def _why_not_writable(self) -> str:
-        """Tries to write a file: Orbax's other processes would wait for minutes if process 0 could make no folder."""
+        """Tries to write a file: where Orbax could make no folder, its other threads would wait for it for minutes."""
         probe = self._folder.parent / f"probe.{self._folder.name}"
         try:
-            probe.write_text("")
-            probe.unlink()
+            try:
+                probe.write_bytes(bytes(_PROBE))
+            finally:
+                probe.unlink(missing_ok=True)
         except Exception as e:
-            return f"process 0: {first_line(e)}"
+            return f"{'process 0: ' if several() else ''}{first_line(e)}"
         return ""
 
     def _agree(self, *, key: str, timeout_ms: int) -> None:
@@ -197,8 +209,7 @@ class Writer:
         save = self._save
         if save is None:
             return ""
-        if save.ident is not None:
-            save.join(PATIENCE)
+        save.join(PATIENCE)
         if save.lost:
             raise save.lost
         hung = f"it is not written after {PATIENCE:.0f} s" if save.is_alive() else ""

@@ -1,0 +1,540 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles the step of train.py for a TPU slice that is not there, and prints what it will need and do.
+
+    python scripts/compile_for_tpu.py --config=configs/xxlarge.py --topology=v5p-128 --fit
+    python scripts/compile_for_tpu.py --config=configs/base.py --topology=v5e:4x4 --config.batch.accumulation=16
+    python scripts/compile_for_tpu.py --table       # all sizes and slices, into docs/scaling.md
+
+Needs no TPU, only the package libtpu (`pip install 'albert_jax[tpu]'`) and a CPU. A batch that the config gives in
+examples is taken as that many rows, which is the most that it can be. What it says of memory, FLOPs and collectives is
+read from the compiled program; what it says of time is an estimate. Exit status: 0 it fits, 1 it does not, 2 a bad
+input, named on standard error.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import math
+import os
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from albert_jax.config import AlbertConfig
+from albert_jax.errors import UserError
+from albert_jax.training import program
+from albert_jax.training.chips import Chip, Slice, slice_of
+from albert_jax.training.recipe import check_overrides
+
+FILL = 0.9  # the share of a chip's memory that may be planned for
+SIZES = ("base", "large", "xlarge", "xxlarge")
+SLICES = ("v4-8", "v4-128", "v5e-16", "v5e-256", "v5p-128", "v6e-256")
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "scaling.md"
+BEGIN, END = "<!-- the table begins -->", "<!-- the table ends -->"
+ASSUMPTIONS = """\
+Assumptions: bf16 peak, memory and link rates of albert_jax/training/chips.py. "At best" is a roofline of each
+operation: the longer of its products at peak and its memory traffic at full bandwidth, one operation after another,
+every operand read once and every result written once, tiles not padded; what stays in the chip's own memory costs
+nothing. Sums over chips go over all links at once, over both directions where an axis is a ring (v4, v5p: from 4 chips;
+v5e, v6e: 16), and hide behind nothing. "Compiler" adds up the cycles that the TPU compiler expects of each operation at
+the chip's clock, with the same sums over chips. No input, no host, no latency of links is counted.
+"""
+
+
+# --- compiling --------------------------------------------------------------------------------------------------------
+
+
+class Figures(NamedTuple):
+    """What a compiled step says of itself, for one device, which is a chip; bytes and seconds.
+
+    Attributes:
+      arguments, results, reused, temporaries, code: memory; `reused` of the arguments becomes results.
+      flops, traffic: of a step, see `Program`.
+      at_best: seconds of a step by the roofline of each operation, without collectives.
+      cycles: that the compiler expects of a step, without collectives.
+      collectives: kind, bytes, devices that take part, and how often each loop around it runs.
+      wall, cpu: seconds that compiling took, and the processor's in all threads.
+    """
+
+    arguments: float
+    results: float
+    reused: float
+    temporaries: float
+    code: float
+    flops: float
+    traffic: float
+    at_best: float
+    cycles: float
+    collectives: list[tuple[str, float, int, tuple[int, ...]]]
+    wall: float
+    cpu: float
+
+    @property
+    def memory(self) -> float:
+        """Bytes of high-bandwidth memory while a step runs."""
+        return self.arguments + self.results - self.reused + self.temporaries + self.code
+
+    @property
+    def reduced(self) -> float:
+        """Bytes that are summed over devices in a step."""
+        return sum(b * math.prod(loops) for kind, b, _, loops in self.collectives if kind in program.REDUCTIONS)
+
+    @property
+    def in_loops(self) -> float:
+        """Bytes of all collectives that stand in a loop, each counted as often as it runs."""
+        return sum(b * math.prod(loops) for _, b, _, loops in self.collectives if loops)
+
+
+class TooLarge(NamedTuple):
+    """What the compiler refused: bytes of temporaries, or of everything, that it would need."""
+
+    memory: float
+
+
+def topology_devices(chips: Slice) -> list[Any]:
+    """The devices of a slice that is not there, one a chip.
+
+    Raises:
+      UserError: where libtpu is missing or does not know the shape.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("compiling for a TPU needs the package libtpu; pip install 'albert_jax[tpu]'.")
+    # libtpu asks what machine it is on, in vain; what it is told here does not change what it compiles.
+    told = {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
+    for name, value in ({"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"} | told).items():
+        os.environ.setdefault(name, value)
+    from jax.experimental import topologies
+
+    options = {"chip_config_name": "megacore"} if chips.chip.cores > 1 else {}
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=chips.topology, **options)
+    except Exception as e:
+        raise UserError(f"libtpu has no topology {chips.topology} ({str(e).splitlines()[0]}).") from e
+    return list(found.devices)
+
+
+def lower_step(config: ml_collections.ConfigDict, devices: list[Any], rows: int) -> Any:
+    """The step of train.py for these devices, lowered: JAX's `Lowered`.
+
+    Raises:
+      UserError: where rows, mesh and micro-batches do not fit each other.
+    """
+    from albert_jax.training.sharding import make_mesh, row_shards
+    from albert_jax.training.step import abstract_batch, abstract_control, abstract_state, make_train_step
+
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+    parts = config.batch.accumulation
+    if parts < 1 or rows % (row_shards(mesh) * parts):
+        raise UserError(
+            f"{rows:,} rows cannot be split over {row_shards(mesh)} shards and {parts} micro-batches; change "
+            "batch.size or batch.accumulation."
+        )
+    state, batch = abstract_state(config, mesh), abstract_batch(config, mesh, rows)
+    return make_train_step(config, mesh).lower(state, batch, abstract_control(mesh))
+
+
+def compile_step(config: ml_collections.ConfigDict, chips: Slice, rows: int) -> Figures | TooLarge:
+    """Compiles the step.
+
+    Args:
+      config: the run's.
+      chips: the slice.
+      rows: of a batch.
+
+    Raises:
+      UserError: as `topology_devices` and `lower_step`.
+    """
+    lowered = lower_step(config, topology_devices(chips), rows)
+    with _no_cache():
+        return _compiled(lowered, config, chips.chip)
+
+
+@contextlib.contextmanager
+def _no_cache() -> Iterator[None]:
+    """Without JAX's cache of programs: times are measured, and a program for absent TPUs cannot be read back."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX looks at the setting once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
+
+
+def _compiled(lowered: Any, config: ml_collections.ConfigDict, chip: Chip) -> Figures | TooLarge:
+    import jax
+
+    wall, cpu = time.perf_counter(), time.process_time()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as e:
+        needs = re.search(r"(?:\(|[Uu]sed )([\d.]+)([KMGT])", str(e))
+        if "RESOURCE_EXHAUSTED" not in str(e) or not needs:
+            raise
+        return TooLarge(float(needs[1]) * 1024 ** ("KMGT".index(needs[2]) + 1))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    # Only a batch warm-up's loop over micro-batches has a number of runs that the program does not hold.
+    read = program.read_program(compiled.as_text(), unknown_trips=config.batch.accumulation)
+    memory = compiled.memory_analysis()
+    seconds = [max(o.flops / chip.peak, o.traffic / chip.bandwidth) * o.times for o in read.operations]
+    return Figures(
+        arguments=memory.argument_size_in_bytes,
+        results=memory.output_size_in_bytes,
+        reused=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=read.flops,
+        traffic=read.traffic,
+        at_best=sum(seconds),
+        cycles=sum(o.cycles * o.times for o in read.operations if not o.collectives),
+        collectives=[(c.kind, c.bytes, c.group, loops) for c, loops in read.collectives],
+        wall=wall,
+        cpu=cpu,
+    )
+
+
+class Compiler:
+    """Compiles, and keeps the figures in a directory under a digest of all that they depend on."""
+
+    def __init__(self, directory: pathlib.Path):
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, config: ml_collections.ConfigDict, chips: Slice, rows: int) -> Figures | TooLarge:
+        """As `compile_step`."""
+        lowered = lower_step(config, topology_devices(chips), rows)
+        reader = pathlib.Path(program.__file__).read_bytes() + inspect.getsource(_compiled).encode()
+        parts = (lowered.as_text().encode(), chips.topology.encode(), versions().encode(), reader)
+        file = self.directory / f"{hashlib.sha256(b'|'.join(parts)).hexdigest()[:32]}.json"
+        if file.is_file():
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            return TooLarge(**kept) if len(kept) == 1 else Figures(**kept)
+        with _no_cache():
+            figures = _compiled(lowered, config, chips.chip)
+        file.write_text(json.dumps(figures._asdict()), encoding="utf-8")
+        return figures
+
+
+def versions() -> str:
+    """Of what decides what is compiled."""
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
+
+
+# --- estimates --------------------------------------------------------------------------------------------------------
+
+
+def formula(config: ml_collections.ConfigDict, chips: Slice, rows: int) -> float:
+    """FLOPs of a step on one device, as MFU counts them."""
+    model, masking = AlbertConfig.from_dict(config.model.to_dict()), config.masking
+    row = model.train_flops_per_row(config.data.sequence_length, masking.slots, config.data.examples_per_row)
+    return rows * row / chips.chips
+
+
+def parameters(config: ml_collections.ConfigDict) -> int:
+    """How many the model has."""
+    return AlbertConfig.from_dict(config.model.to_dict()).pretraining_parameters()
+
+
+def exchange_seconds(figures: Figures, chips: Slice) -> float:
+    """Time of all collectives by the bandwidth of the links; those of some chips only have one axis' links."""
+    seconds = 0.0
+    for kind, size, group, loops in figures.collectives:
+        whole = group in (0, chips.chips)
+        rate = chips.link_bandwidth if whole else 2 * chips.chip.link
+        rounds = 2 if kind == "all-reduce" else 1  # a sum is a reduce-scatter and an all-gather
+        count = group or chips.chips
+        seconds += rounds * size * (count - 1) / max(count, 1) / rate * math.prod(loops) if rate else 0.0
+    return seconds
+
+
+def step_seconds(figures: Figures, chips: Slice) -> dict[str, float]:
+    """Estimates of a step's time, in seconds, by the names of `ASSUMPTIONS`."""
+    links = exchange_seconds(figures, chips)
+    return {
+        "products alone": figures.flops / chips.chip.peak,
+        "memory alone": figures.traffic / chips.chip.bandwidth,
+        "links alone": links,
+        "at best": figures.at_best + links,
+        "compiler": figures.cycles / chips.chip.clock + links,
+    }
+
+
+# --- what fits --------------------------------------------------------------------------------------------------------
+
+
+def expected_temporaries(config: ml_collections.ConfigDict, chips: Slice, rows: int) -> float:
+    """A rough number of bytes of temporaries: where the search for what fits begins."""
+    model, slots, masks = (
+        AlbertConfig.from_dict(config.model.to_dict()),
+        config.data.sequence_length,
+        config.masking.slots,
+    )
+    width, scores = (2 if config.dtype == "bfloat16" else 4), 4 * model.num_attention_heads * slots**2
+    layer_input, products = slots * model.hidden_size * width, slots * model.intermediate_size * width
+    kept = {
+        "nothing_saveable": layer_input,
+        "dots_with_no_batch_dims_saveable": 6 * layer_input + products,
+        "dots_saveable": 7 * layer_input + products + scores,
+        "everything_saveable": 20 * layer_input + 6 * products + 3 * scores,
+    }[config.remat]
+    row = 1.1 * model.num_hidden_layers * model.inner_group_num * kept + 2 * scores + 8 * masks * model.vocab_size
+    return 8.0 * parameters(config) + row * rows / (chips.chips * config.batch.accumulation)
+
+
+def fit(
+    config: ml_collections.ConfigDict,
+    chips: Slice,
+    rows: int,
+    compiler: Callable[[ml_collections.ConfigDict, Slice, int], Figures | TooLarge] = compile_step,
+) -> tuple[ml_collections.ConfigDict, Figures]:
+    """The least recomputation, from the config's on, and then the fewest micro-batches that fit.
+
+    Args:
+      config: the run's; it is left as it is.
+      chips: the slice.
+      rows: of a batch.
+      compiler: as `compile_step`.
+
+    Returns:
+      The config with `remat` and `batch.accumulation` set, and its figures.
+
+    Raises:
+      UserError: where nothing fits.
+    """
+    from albert_jax.model.encoder import REMATERIALISATIONS
+
+    for remat in reversed(REMATERIALISATIONS[: REMATERIALISATIONS.index(config.remat) + 1]):
+        tried: dict[int, tuple[ml_collections.ConfigDict, Figures | TooLarge]] = {}
+        for parts in _accumulations(config, chips, rows, remat, tried):
+            candidate = config.copy_and_resolve_references()
+            candidate.remat, candidate.batch.accumulation = remat, parts
+            tried[parts] = (candidate, compiler(candidate, chips, rows))
+        for _, (candidate, figures) in sorted(tried.items()):
+            if isinstance(figures, Figures) and fits(figures, chips):
+                return candidate, figures
+    raise UserError(
+        f"nothing fits {chips.name}: not even {rows:,} rows in {rows // chips.chips} micro-batches with remat "
+        f"{REMATERIALISATIONS[0]!r}; split the model by --config.mesh.fsdp or --config.mesh.tensor."
+    )
+
+
+def fits(figures: Figures | TooLarge, chips: Slice) -> bool:
+    """Whether a step leaves the rest of `FILL` free."""
+    return isinstance(figures, Figures) and figures.memory <= FILL * chips.chip.memory
+
+
+def _accumulations(
+    config: ml_collections.ConfigDict, chips: Slice, rows: int, remat: str, tried: dict[int, Any]
+) -> Iterator[int]:
+    """Which numbers of micro-batches to compile, one after another, by what `tried` says of those before."""
+    most = rows // (chips.chips // config.mesh.tensor)
+    choices = [2**k for k in range(max(1, most).bit_length()) if most % 2**k == 0]
+    room, guess = FILL * chips.chip.memory, config.copy_and_resolve_references()
+    guess.remat = remat
+    at = len(choices) - 1
+    for k, parts in reversed(list(enumerate(choices))):
+        guess.batch.accumulation = parts
+        if expected_temporaries(guess, chips, rows) + 12 * parameters(config) <= room:
+            at = k
+    while 0 <= at < len(choices) and choices[at] not in tried:
+        yield choices[at]
+        figures = tried[choices[at]][1]
+        if not fits(figures, chips):
+            at += 1
+        else:  # half as many would about double what grows with the rows: not worth a compile if that is far too much
+            grows = figures.temporaries - 8 * parameters(config)
+            at -= 1 if figures.memory + grows <= 1.1 * room else len(choices)
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+
+def report(config: ml_collections.ConfigDict, chips: Slice, rows: int, figures: Figures | TooLarge) -> str:
+    """All figures of one step, for a terminal."""
+    head = f"{rows:,} rows of {config.data.sequence_length} on {described(chips)}, one device a chip; {versions()}"
+    flags_ = f"--config.batch.accumulation={config.batch.accumulation} --config.remat={config.remat}"
+    room = FILL * chips.chip.memory
+    if isinstance(figures, TooLarge):
+        needs = f"the compiler would need {_gb(figures.memory)} of {_gb(chips.chip.memory)}"
+        return f"{head}\nwith {flags_}\nmemory       DOES NOT FIT: {needs}; --fit finds what fits"
+    verdict = "fits in" if fits(figures, chips) else "DOES NOT FIT in"
+    count, wanted = parameters(config), formula(config, chips, rows)
+    mfu = wanted / chips.chip.peak
+    estimates = step_seconds(figures, chips)
+    lines = [
+        head,
+        f"with {flags_}",
+        f"memory       {verdict} {_gb(room)}, {FILL:.0%} of a chip: {_gb(figures.memory)} a device "
+        f"({figures.memory / chips.chip.memory:.0%})",
+        f"             arguments {_gb(figures.arguments)}, of which {_gb(figures.reused)} become the results of "
+        f"{_gb(figures.results)}; temporaries {_gb(figures.temporaries)}; program {_gb(figures.code)}",
+        f"FLOPs        {figures.flops:.4g} a device, {figures.flops / wanted:.4f} x the formula's",
+        f"collectives  {figures.reduced / 1e6:,.1f} MB are summed over devices, "
+        f"{figures.reduced / (4 * count):.4f} x 4 bytes x {count:,} parameters; "
+        f"{figures.in_loops / 1e6:,.1f} MB are exchanged inside loops",
+        *(f"             {line}" for line in _collective_lines(figures)),
+        f"compile time {figures.wall:.1f} s, {figures.cpu:.1f} s of processor time",
+        "step time    an ESTIMATE, not a measurement:",
+        *(
+            f"             {name:<15}{1e3 * t:10,.1f} ms" + ("" if "alone" in name else f", MFU {mfu / t:.0%}")
+            for name, t in estimates.items()
+        ),
+        ASSUMPTIONS,
+    ]
+    return "\n".join(lines)
+
+
+def described(chips: Slice) -> str:
+    """Name, chips and cores of a slice."""
+    return f"{chips.name} ({chips.topology}): {chips.chips} chips, {chips.cores} cores"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _collective_lines(figures: Figures) -> list[str]:
+    """A line for each kind, group and place of collectives."""
+    kinds: dict[tuple[str, int, tuple[int, ...]], list[float]] = {}
+    for kind, size, group, loops in figures.collectives:
+        kinds.setdefault((kind, group, tuple(loops)), []).append(size)
+    return [
+        f"{len(sizes)} {kind} over {group or 'all'} devices, {sum(sizes) / 1e6:,.3f} MB, "
+        + (f"in a loop that runs {' x '.join(map(str, loops))} times" if loops else "in no loop")
+        for (kind, group, loops), sizes in kinds.items()
+    ]
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+_COLUMNS = (
+    *("size", "slice", "chips (cores)", "micro-batches x rows a chip", "remat", "GB a chip", "FLOPs : formula"),
+    *("reduced : 4 x parameters", "in loops", "compile, s of CPU", "step at best, s", "MFU at best", "MFU, compiler"),
+)
+
+
+def write_table(sizes: tuple[str, ...], slices: tuple[str, ...], compiler: Compiler) -> None:
+    """Compiles every cell and writes the table into the page."""
+    page = PAGE.read_text(encoding="utf-8")
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise UserError(f"{PAGE} must hold {BEGIN} and {END}, once each.")
+    rows = []
+    for size in sizes:
+        for name in slices:
+            rows.append(table_row(size, slice_of(name), compiler))
+            print(rows[-1], flush=True)
+    header = f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}"
+    text = f"{BEGIN}\n{versions()}.\n\n{header}\n" + "\n".join(rows) + f"\n\n{ASSUMPTIONS}{END}"
+    PAGE.write_text(page[: page.index(BEGIN)] + text + page[page.index(END) + len(END) :], encoding="utf-8")
+
+
+def table_row(size: str, chips: Slice, compiler: Callable[..., Figures | TooLarge]) -> str:
+    """One cell of the table, as a row of Markdown."""
+    recipe = importlib.import_module(f"configs.{size}").get_config()
+    rows = recipe.batch.size
+    config, figures = fit(recipe, chips, rows, compiler)
+    micro = rows // (chips.chips * config.batch.accumulation)
+    flops, estimates = formula(config, chips, rows), step_seconds(figures, chips)
+    cells = (
+        *(size, chips.name, f"{chips.chips} ({chips.cores})", f"{config.batch.accumulation} x {micro}", config.remat),
+        f"{figures.memory / 1e9:.1f} of {chips.chip.memory / 1e9:.0f}",
+        f"{figures.flops / flops:.3f}",
+        f"{figures.reduced / (4 * parameters(config)):.4f}",
+        f"{figures.in_loops:.0f} bytes",
+        f"{figures.cpu:.0f}",
+        f"{estimates['at best']:.2f}",
+        *(f"{flops / chips.chip.peak / estimates[name]:.0%}" for name in ("at best", "compiler")),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def parse(arguments: list[str]) -> flags.FlagValues:
+    """Parses the flags and makes every mistake in them a UserError."""
+    check_overrides(arguments[1:])
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", help_string="the recipe, e.g. configs/base.py", flag_values=values)
+    text = "the slice, e.g. v4-128 (64 chips) or, by its shape, v5p:4x4x4"
+    flags.DEFINE_string("topology", "", text, flag_values=values)
+    flags.DEFINE_bool("fit", False, "search the remat and the micro-batches that fit", flag_values=values)
+    text = "compile with this many layers as well, and compare the times"
+    flags.DEFINE_integer("compare_layers", 0, text, lower_bound=0, flag_values=values)
+    text = f"compile every size for every slice, into {PAGE.relative_to(ROOT)}"
+    flags.DEFINE_bool("table", False, text, flag_values=values)
+    text = "where --table keeps what it has compiled, so that it can go on after an interruption"
+    flags.DEFINE_string("kept", str(ROOT / "runs" / "compiled_for_tpu"), text, flag_values=values)
+    try:
+        rest = values(arguments)
+        config = values.config and values.config.lock()
+    except (flags.Error, OSError) as e:
+        raise UserError(str(e).strip().splitlines()[-1].split("UserError: ")[-1].strip()) from e
+    except (AttributeError, ImportError, SyntaxError, TypeError) as e:
+        raise UserError(f"--config cannot be loaded ({type(e).__name__}: {e}); give a file as in configs/.") from e
+    if rest[1:]:
+        raise UserError(f"{rest[1]!r} is not a flag; every setting is given as --name=value.")
+    if values.table == bool(config) or bool(values.topology) != bool(config):
+        raise UserError("give either --config=configs/NAME.py and --topology=SLICE, or --table.")
+    return values
+
+
+def compare_layers(config: ml_collections.ConfigDict, chips: Slice, rows: int, layers: int) -> str:
+    """Compile time with another depth, each compiled twice in turns; the shorter times count."""
+    other = config.copy_and_resolve_references()
+    other.model.num_hidden_layers = layers
+    both, words, times = {c.model.num_hidden_layers: c for c in (config, other)}, [], []
+    found = [{depth: compile_step(c, chips, rows) for depth, c in both.items()} for _ in range(2)]
+    for depth in both:
+        done = [figures for figures in (turn[depth] for turn in found) if isinstance(figures, Figures)]
+        if not done:
+            raise UserError(f"{depth} layers do not fit {chips.name}; raise batch.accumulation.")
+        times.append((min(figures.wall for figures in done), min(figures.cpu for figures in done)))
+        words.append(f"at {depth} layers {times[-1][0]:.1f} s, {times[-1][1]:.1f} s of processor time")
+    ratios = [after / before for before, after in zip(times[0], times[-1], strict=True)]
+    return f"compiles     {'; '.join(words)}: {ratios[0]:.2f} x, {ratios[1]:.2f} x"
+
+
+def main(arguments: list[str]) -> int:
+    """Does what the flags say and returns the exit status."""
+    values = parse(arguments)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the slice need not be there, and a TPU that is there is left to others
+    if values.table:
+        write_table(SIZES, SLICES, Compiler(pathlib.Path(values.kept)))
+        return 0
+    config, chips = values.config, slice_of(values.topology)
+    rows = config.batch.size
+    figures: Figures | TooLarge
+    if values.fit:
+        config, figures = fit(config, chips, rows)
+    else:
+        figures = compile_step(config, chips, rows)
+    print(report(config, chips, rows, figures))
+    if values.compare_layers:
+        print(compare_layers(config, chips, rows, values.compare_layers))
+    return 0 if fits(figures, chips) else 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

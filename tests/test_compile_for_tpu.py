@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""scripts/compile_for_tpu.py: the step as the TPU compiler makes it, what fits, and what is printed."""
+
+import importlib
+import importlib.util
+import inspect
+import re
+
+import pytest
+
+from albert_jax.config import AlbertConfig
+from albert_jax.errors import UserError
+from albert_jax.training.chips import CHIPS, slice_of
+from albert_jax.training.recipe import pretraining
+from scripts import compile_for_tpu
+from scripts.compile_for_tpu import Compiler, Figures, TooLarge, compile_step, fit, formula, parameters, report
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="no libtpu here (scripts/test.sh installs it): nothing is compiled for TPUs",
+)
+SMALL, ROWS = slice_of("v5e:2x2"), 64
+SOURCE = inspect.getsource(compile_for_tpu._compiled)
+
+
+def small(**changes):
+    """A recipe whose step compiles in seconds."""
+    model = AlbertConfig(
+        vocab_size=1024,
+        embedding_size=32,
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=512,
+        max_position_embeddings=64,
+    )
+    config = pretraining(model)
+    config.dtype = "bfloat16"
+    config.data.sequence_length, config.data.examples_per_row, config.masking.slots = 64, 2, 16
+    config.batch.size, config.batch.unit = ROWS, "rows"
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def done(config):
+    """Figures of the step, which fits."""
+    figures = compile_step(config, SMALL, ROWS)
+    assert isinstance(figures, Figures)
+    return figures
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Where `compiled` is kept."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def compiled(kept):
+    """Figures of the small step by number of micro-batches."""
+    return {n: Compiler(kept)(small(**{"batch.accumulation": n}), SMALL, ROWS) for n in (1, 4)}
+
+
+# --- what the TPU compiler makes of the step --------------------------------------------------------------------------
+
+
+@needs_libtpu
+@pytest.mark.parametrize("parts", [1, 4])
+def test_gradients_are_summed_once_a_step_and_nothing_is_exchanged_in_a_loop(compiled, parts):
+    figures = compiled[parts]
+    assert figures.reduced == pytest.approx(4 * parameters(small()), rel=0.01)
+    assert figures.in_loops == 0
+    assert {group for _, _, group, _ in figures.collectives} <= {0, 4}
+
+
+@needs_libtpu
+@pytest.mark.parametrize("parts", [1, 4])
+def test_no_product_is_computed_twice_by_default(compiled, parts):
+    assert 1 <= compiled[parts].flops / formula(small(), SMALL, ROWS) <= 1.05
+
+
+@needs_libtpu
+def test_recomputation_is_counted():
+    figures = done(small(remat="nothing_saveable"))
+    assert 1.2 < figures.flops / formula(small(), SMALL, ROWS) < 1.34
+
+
+@needs_libtpu
+def test_a_batch_warm_up_changes_neither_products_nor_sums(compiled):
+    figures = done(small(**{"batch.accumulation": 4, "batch.warmup_steps": 10}))
+    assert figures.flops == compiled[4].flops and figures.reduced == compiled[4].reduced and figures.in_loops == 0
+
+
+@needs_libtpu
+def test_memory_is_that_of_the_state_the_rows_and_what_a_step_works_with(compiled):
+    state, batch = 12 * parameters(small()), 4 * ROWS / 4 * (4 * 64 + 2 * 16 + 2 * 2 + 1)
+    assert compiled[1].arguments == pytest.approx(state + batch, rel=0.1)  # tiles are padded
+    assert compiled[1].reused == pytest.approx(state, rel=0.1)
+    held = compiled[1].arguments + compiled[1].results - compiled[1].reused
+    assert compiled[1].memory == held + compiled[1].temporaries + compiled[1].code > held
+
+
+@needs_libtpu
+def test_what_does_not_fit_is_said_with_what_it_would_need():
+    config = small(**{"data.sequence_length": 512, "model.max_position_embeddings": 512})
+    config.model.num_attention_heads = 8
+    figures = compile_step(config, SMALL, 4096)
+    assert isinstance(figures, TooLarge) and 2 < figures.memory / SMALL.chip.memory < 4
+    assert "DOES NOT FIT: the compiler would need" in report(config, SMALL, 4096, figures)
+
+
+@needs_libtpu
+def test_the_command_prints_everything(monkeypatch, capsys):
+    command = ["compile_for_tpu.py", "--config=configs/base.py", "--topology=v4:2x2x1", "--config.batch.size=64"]
+    sizes = {"vocab_size": 1024, "num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 2}
+    sizes |= {"embedding_size": 64, "intermediate_size": 256}
+    command += [f"--config.model.{name}={value}" for name, value in sizes.items()]
+    monkeypatch.setattr("sys.argv", command)  # where ml_collections looks for overrides
+    assert compile_for_tpu.main(command) == 0
+    out = capsys.readouterr().out
+    for line in (
+        r"64 rows of 512 on v4-8 \(v4:2x2x1\): 4 chips, 8 cores, one device a chip; jax [\d.]+, libtpu [\d.]+",
+        r"with --config\.batch\.accumulation=1 --config\.remat=dots_saveable",
+        r"memory +fits in 28\.80 GB, 90% of a chip: [\d.]+ GB a device",
+        r"arguments [\d.]+ GB, of which [\d.]+ GB become the results of [\d.]+ GB; temporaries [\d.]+ GB; program",
+        r"FLOPs +[\d.e+]+ a device, 1\.0\d* x the formula's",
+        r"(1\.00|0\.99)\d\d x 4 bytes x [\d,]+ parameters; 0\.0 MB are exchanged inside loops",
+        r"\d all-reduce over 4 devices, [\d.]+ MB, in no loop",
+        r"compile time [\d.]+ s",
+        r"step time +an ESTIMATE, not a measurement:",
+        r"at best +[\d.,]+ ms, MFU \d+%",
+        r"compiler +[\d.,]+ ms, MFU \d+%",
+        r"Assumptions:",
+    ):
+        assert re.search(line, out), (line, out)
+
+
+def test_depths_are_compared_by_the_shorter_of_two_compilations(monkeypatch):
+    seconds = iter([(5.0, 8.0), (9.0, 9.0), (4.0, 10.0), (6.0, 20.0)])  # 3 layers, 12, 3, 12
+
+    def compiler(config, chips, rows):
+        wall, cpu = next(seconds)
+        return Figures(0, 0, 0, 1.0, 0, 1.0, 1.0, 1.0, 1.0, [], wall, cpu)
+
+    monkeypatch.setattr(compile_for_tpu, "compile_step", compiler)
+    assert compile_for_tpu.compare_layers(small(), SMALL, ROWS, 12) == (
+        "compiles     at 3 layers 4.0 s, 8.0 s of processor time; at 12 layers 6.0 s, 9.0 s of processor time: "
+        "1.50 x, 1.12 x"
+    )
+    monkeypatch.setattr(compile_for_tpu, "compile_step", lambda *_: TooLarge(1e12))
+    with pytest.raises(UserError, match=r"3 layers do not fit v5e-4; raise batch\.accumulation"):
+        compile_for_tpu.compare_layers(small(), SMALL, ROWS, 12)
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [1, 4])
+def test_compile_time_does_not_grow_with_depth(parts):
+    def seconds(layers):
+        config = small(**{"model.num_hidden_layers": layers, "batch.accumulation": parts})
+        return done(config).cpu  # the processor's: other programs' load is not counted
+
+    times = {layers: min(seconds(layers) for _ in range(3)) for layers in (12, 48)}
+    assert times[48] <= 1.15 * times[12]
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("size", compile_for_tpu.SIZES)
+@pytest.mark.parametrize("name", compile_for_tpu.SLICES)
+def test_every_size_fits_every_slice_and_keeps_its_promises(size, name):
+    chips, recipe = slice_of(name), importlib.import_module(f"configs.{size}").get_config()
+    config, figures = fit(recipe, chips, recipe.batch.size)
+    assert figures.memory <= 0.9 * chips.chip.memory
+    assert config.remat == "dots_saveable" and figures.flops <= 1.05 * formula(config, chips, recipe.batch.size)
+    assert figures.reduced == pytest.approx(4 * parameters(config), rel=0.01) and figures.in_loops == 0
+
+
+# --- the search -------------------------------------------------------------------------------------------------------
+
+
+def pretend(bytes_a_row, remats=("dots_saveable",)):
+    """A compiler whose programs need so much for each row of a micro-batch, or a hundredth with another remat."""
+    tried: list[tuple[str, int]] = []
+
+    def compiler(config, chips, rows):
+        tried.append((config.remat, config.batch.accumulation))
+        each = rows // (chips.chips * config.batch.accumulation)
+        memory = bytes_a_row * each * (1 if config.remat in remats else 0.01)
+        if memory > chips.chip.memory:
+            return TooLarge(memory)
+        return Figures(0, 0, 0, memory, 0, 1.0, 1.0, 1.0, 1.0, [], 1.0, 1.0)
+
+    return compiler, tried
+
+
+@pytest.mark.parametrize("exponent", range(11))
+def test_the_fewest_micro_batches_that_fit_are_found_wherever_the_search_begins(exponent):
+    config, rows = importlib.import_module("configs.base").get_config(), 4096  # its guess is 32
+    compiler, tried = pretend(0.95 * 0.9 * SMALL.chip.memory * 2**exponent / 1024)
+    chosen, figures = fit(config, SMALL, rows, compiler)
+    assert (chosen.batch.accumulation, chosen.remat) == (2**exponent, "dots_saveable")
+    assert len(tried) == len(set(tried)) and config.batch.accumulation == 1
+
+
+def test_a_tenth_of_the_memory_stays_free():
+    nine, ten = (Figures(0, 0, 0, share * 16e9, 0, 1.0, 1.0, 1.0, 1.0, [], 1.0, 1.0) for share in (0.9, 0.91))
+    assert compile_for_tpu.fits(nine, SMALL) and not compile_for_tpu.fits(ten, SMALL)
+    assert not compile_for_tpu.fits(TooLarge(1.0), SMALL)
+
+
+def test_a_good_guess_is_compiled_once():
+    config = importlib.import_module("configs.base").get_config()
+    chips = slice_of("v5e-16")
+
+    def compiler(candidate, chips, rows):
+        tried.append(candidate.batch.accumulation)
+        expected = compile_for_tpu.expected_temporaries(candidate, chips, rows)
+        return Figures(0, 0, 0, expected, 0, 1.0, 1.0, 1.0, 1.0, [], 1.0, 1.0)
+
+    tried: list[int] = []
+    fit(config, chips, 4096, compiler)
+    assert len(tried) == 1
+
+
+def test_more_is_recomputed_only_where_a_single_row_is_too_large():
+    compiler, tried = pretend(2 * SMALL.chip.memory)
+    chosen, _ = fit(small(), SMALL, 64, compiler)
+    assert (chosen.batch.accumulation, chosen.remat) == (1, "dots_with_no_batch_dims_saveable")
+    assert ("dots_saveable", 16) in tried
+    with pytest.raises(UserError, match="nothing fits v5e-4: not even 64 rows in 16 micro-batches"):
+        fit(small(), SMALL, 64, pretend(1e20)[0])
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_stands_between_its_marks_and_the_rest_of_the_page_stays(monkeypatch, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    begin, end = compile_for_tpu.BEGIN, compile_for_tpu.END
+    page.write_text(f"before\n\n{begin}\nold\n{end}\n\nafter\n")
+    monkeypatch.setattr(compile_for_tpu, "PAGE", page)
+    monkeypatch.setattr(compile_for_tpu, "versions", lambda: "jax 1, libtpu 2")
+    compiler, _ = pretend(1e8)
+    for _ in range(2):
+        compile_for_tpu.write_table(("base", "large"), ("v4-8", "v6e-256"), compiler)
+    text = page.read_text()
+    assert text.startswith(f"before\n\n{begin}\njax 1, libtpu 2.\n") and text.endswith(f"{end}\n\nafter\n")
+    assert "old" not in text and "Assumptions:" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 4 and len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith("| base | v4-8 | 4 (8) |") and lines[5].startswith("| large | v6e-256 | 256 (256) |")
+    page.write_text("nothing")
+    with pytest.raises(UserError, match="must hold <!-- the table begins -->"):
+        compile_for_tpu.write_table((), (), compiler)
+
+
+@needs_libtpu
+def test_an_interrupted_table_goes_on_with_what_it_has_compiled(monkeypatch, compiled, kept):
+    def must_not_compile(*_):
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(compile_for_tpu, "_compiled", must_not_compile)
+    monkeypatch.setattr(inspect, "getsource", lambda _: SOURCE)  # the digest covers what is replaced here
+    again = Compiler(kept)(small(), SMALL, ROWS)
+    assert isinstance(again, Figures)
+    assert again == compiled[1]._replace(collectives=[[*c[:3], list(c[3])] for c in compiled[1].collectives])
+    assert again.reduced == compiled[1].reduced
+    with pytest.raises(AssertionError, match="compiled again"):
+        Compiler(kept)(small(**{"optimizer.b1": 0.8}), SMALL, ROWS)
+
+
+# --- slices -----------------------------------------------------------------------------------------------------------
+
+
+def test_slices_of_v4_and_v5p_are_named_by_cores_the_others_by_chips():
+    named = {name: slice_of(name) for name in compile_for_tpu.SLICES}
+    assert {name: (s.chips, s.cores, s.topology) for name, s in named.items()} == {
+        "v4-8": (4, 8, "v4:2x2x1"),
+        "v4-128": (64, 128, "v4:4x4x4"),
+        "v5e-16": (16, 16, "v5e:4x4"),
+        "v5e-256": (256, 256, "v5e:16x16"),
+        "v5p-128": (64, 128, "v5p:4x4x4"),
+        "v6e-256": (256, 256, "v6e:16x16"),
+    }
+    assert all(s.name == name and slice_of(s.topology) == s for name, s in named.items())
+
+
+def test_links_of_a_ring_carry_both_ways():
+    assert slice_of("v4-8").link_bandwidth == 2 * 4.5e10
+    assert slice_of("v4-128").link_bandwidth == 6 * 4.5e10
+    assert slice_of("v5e:4x16").link_bandwidth == (1 + 2) * 4.5e10
+    assert slice_of("v5e:1x1").link_bandwidth == 0
+
+
+def test_the_clock_is_the_peak_over_what_the_matrix_units_do_in_a_cycle():
+    units = {"v4": 8 * 128**2, "v5e": 4 * 128**2, "v5p": 8 * 128**2, "v6e": 4 * 256**2}
+    for chip in CHIPS:
+        if chip.links:
+            assert chip.peak == pytest.approx(2 * units[chip.name] * chip.clock, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v4", "'v4' is no TPU slice; give one like v4-128, v5e-16 or v5p:4x4x4, of v4, v5e, v5p, v6e"),
+        ("v9-8", "'v9-8' is no TPU slice"),
+        ("v5p:4x4", "'v5p:4x4' has 2 axes, but a slice of v5p has 3"),
+        ("v4-4", "the shape of 'v4-4' is not known; name it by its shape, or take one of v4-8, v4-16"),
+    ],
+)
+def test_unknown_slices_are_refused(name, message):
+    with pytest.raises(UserError, match=message):
+        slice_of(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either --config=configs/NAME.py and --topology=SLICE, or --table"),
+        (["--config=configs/base.py"], "give either"),
+        (["--table", "--config=configs/base.py", "--topology=v4-8"], "give either"),
+        (["--config=configs/base.py", "--topology=v4-8", "extra"], "'extra' is not a flag"),
+        (["--config=configs/lost.py", "--topology=v4-8"], "configs/lost.py"),
+        (["--config=configs/base.py:v9", "--topology=v4-8"], "there are v2, v1"),
+        (["--config=configs/base.py", "--topolgy=v4-8"], "topolgy"),
+        (["--config=configs/base.py", "--topology=v4-8", "--config.batch.sise=3"], "nearest is 'config.batch.size'"),
+        (["--config=configs/base.py", "--topology=v4-8", "--compare_layers=-1"], "compare_layers"),
+    ],
+)
+def test_bad_input_is_named(monkeypatch, arguments, message):
+    command = ["compile_for_tpu.py", *arguments]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(UserError, match=re.escape(message)):
+        compile_for_tpu.main(command)
+
+
+def test_a_missing_libtpu_is_named(monkeypatch):
+    monkeypatch.setattr(compile_for_tpu.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"needs the package libtpu; pip install 'albert_jax\[tpu\]'"):
+        compile_step(small(), SMALL, ROWS)
+
+
+@needs_libtpu
+def test_rows_that_cannot_be_split_are_refused():
+    with pytest.raises(UserError, match="64 rows cannot be split over 4 shards and 3 micro-batches"):
+        compile_step(small(**{"batch.accumulation": 3}), SMALL, ROWS)
+    with pytest.raises(UserError, match="libtpu has no topology v5e:3x77"):
+        compile_step(small(), slice_of("v5e:3x77"), 64)
