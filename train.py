@@ -17,6 +17,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import threading
 import traceback
 from typing import Any
 
@@ -92,6 +93,7 @@ def _train(interruption: Interruption) -> int:
     distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if distributed.several():
         interruption.share(Register(distributed.put, distributed.get), *distributed.place())
+        interruption.before_leaving(distributed.part)
     if not distributed.first():
         logging.getLogger("albert_jax").setLevel(logging.WARNING)
     workdir = directory(str(_WORKDIR.value))
@@ -139,14 +141,17 @@ def main(interruption: Interruption) -> int:
         else:
             traceback.print_exc()
             status = 1
-    return _leave(status)
+    return _leave(status, interruption)
 
 
-def _leave(status: int) -> int:
-    """Ends a process of several without JAX's goodbye, which would wait for the others: they are to notice."""
+def _leave(status: int, interruption: Interruption) -> int:
+    """Ends a process of several, where something failed: in peace if it failed in all, else so that they notice."""
     from albert_jax.training import distributed
 
+    if interruption.leaving.is_set():  # what failed is that the other thread is about to end the process
+        threading.Event().wait()
     if distributed.several():
+        distributed.part()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -171,7 +171,7 @@ class Server:
         self._process = subprocess.Popen(
             [sys.executable, "tests/preempted.py", "serve"],
             cwd=ROOT,
-            env=os.environ | runs._environment,
+            env=os.environ | runs.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -229,7 +229,7 @@ class Launched:
         self._process = subprocess.Popen(
             [sys.executable, "scripts/launch.py", *options, "--", "tests/preempted.py", str(pipe), *arguments],
             cwd=ROOT,
-            env=os.environ | runs._environment,
+            env=os.environ | runs.environment,
             stderr=subprocess.PIPE,
             text=True,
         )

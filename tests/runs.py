@@ -13,6 +13,7 @@ import pathlib
 import pydoc_data.topics
 import resource
 import runpy
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -103,7 +104,7 @@ class Runs:
 
     def __init__(self, directory: pathlib.Path, data: pathlib.Path):
         self.data = data
-        self._environment = {
+        self.environment = {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "",  # one device
             "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
@@ -119,20 +120,29 @@ class Runs:
         flags = [f"--config.{name}={value}" for name, value in values.items()]
         return ["--config=configs/quickstart.py", f"--workdir={workdir}", *flags]
 
+    def together(self, arguments: list[str], processes: int) -> list[subprocess.Popen[str]]:
+        """Starts the processes of one run, which find each other by a free port of this machine."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        flags = [f"--coordinator=localhost:{port}", f"--processes={processes}"]
+        return [self.start([*arguments, *flags, f"--process={i}"]) for i in range(processes)]
+
     def start(self, arguments: list[str], hold: str = "") -> subprocess.Popen[str]:
         """Starts a fresh Python process.
 
         Args:
           arguments: of train.py.
           hold: places where the process says "held PLACE" and waits for a line of input, separated by commas:
-            `prepare:0` is before the step is compiled, `step:7` is before the eighth step, `save:8` is while the save of step 8 is
-            under way, and `commit:8` is when all its files are written and the directory is about to get its name.
+            `prepare:0` is before the step is compiled, `step:7` is before the eighth step, `save:8` is while the save
+            of step 8 is under way, and `commit:8` is when all its files are written and the directory is about to get
+            its name.
         """
         program = ["train.py"] if not hold else ["tests/runs.py", "hold", hold]
         return subprocess.Popen(
             [sys.executable, *program, *arguments],
             cwd=ROOT,
-            env=os.environ | self._environment,
+            env=os.environ | self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -156,7 +166,7 @@ class Runs:
             self._server = subprocess.Popen(
                 [sys.executable, "tests/runs.py", "serve"],
                 cwd=ROOT,
-                env=os.environ | self._environment,
+                env=os.environ | self.environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -202,13 +212,18 @@ def records(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def arrays(workdir: pathlib.Path, step: int = STEPS) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint, read by Orbax alone."""
+    """Every array of a checkpoint, read by Orbax alone, on whatever devices it was saved."""
     import jax
     import orbax.checkpoint as ocp
 
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    tree = {}
     with ocp.StandardCheckpointer() as checkpointer:
-        directory = workdir.absolute() / "checkpoints" / str(step)
-        tree = {item: checkpointer.restore(directory / item) for item in ("params", "rest")}
+        for item in ("params", "rest"):
+            directory = workdir.absolute() / "checkpoints" / str(step) / item
+            described = checkpointer.metadata(directory).item_metadata.tree
+            target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), described)
+            tree[item] = checkpointer.restore(directory, target)
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 

@@ -19,6 +19,8 @@ from albert_jax.model import FlaxAlbertForPreTraining
 from albert_jax.training import initialization
 from albert_jax.training.checkpoint import load_parameters
 from albert_jax.training.initialization import starting_parameters
+from albert_jax.training.interruption import Interruption
+from albert_jax.training.lock import WorkdirLock
 from albert_jax.training.loop import Run
 from albert_jax.training.step import initial_parameters
 from tests.runs import TINY
@@ -81,7 +83,8 @@ def test_a_run_starts_with_exactly_these_weights_and_a_fresh_optimizer(
     config = config_of(straight)
     config.init_from = str(straight if kind == "workdir" else exported)
     config.mesh.data = 1
-    run = Run(config, tmp_path / "w")
+    with Interruption() as interruption, WorkdirLock(tmp_path / "w") as lock:
+        run = Run(config, tmp_path / "w", lock, interruption)
     run.checkpoints.close()
     run.telemetry.close()
     params = leaves(run.state.params)

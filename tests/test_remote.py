@@ -396,14 +396,14 @@ def test_records_reach_the_store_at_each_flush_and_go_on_from_there(object_store
         flushed = object_store.get("bucket", "run/metrics.jsonl")
         telemetry.log(4, {"loss": jnp.float32(1.25)}, host)
         telemetry.evaluation(4, {"loss": 2.0})
-        assert object_store.get("bucket", "run/metrics.jsonl") == flushed and flushed.count(b"\n") == 1
+        assert object_store.get("bucket", "run/metrics.jsonl") == flushed and flushed.count(b"\n") == 2
     assert not telemetry.directory.exists()
-    assert [record["step"] for record in read_metrics(RUN)] == [2, 4, 4]
+    assert [record["step"] for record in read_metrics(RUN)] == [0, 2, 4, 4]
     with Telemetry(RUN, steps=9, restored_step=2) as telemetry:
         telemetry.log(4, {"loss": jnp.float32(1.0)}, host)
     assert "gs://bucket/run/metrics.jsonl: dropped 2 records of steps after 2" in capsys.readouterr().out
     kinds = [(record["step"], record["kind"]) for record in read_metrics(RUN)]
-    assert kinds == [(2, "train"), (2, "resume"), (4, "train")]
+    assert kinds == [(0, "start"), (2, "train"), (2, "resume"), (4, "train")]
     assert len(object_store.names("bucket", "run/tensorboard/events.")) == 2
 
 

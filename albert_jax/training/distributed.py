@@ -6,6 +6,7 @@ What must not wait for a device (a refusal, a wish to stop during a compilation)
 launcher starts all of them again.
 """
 
+import contextlib
 import itertools
 import json
 import logging
@@ -121,6 +122,15 @@ def meet(place: str) -> None:
     if several():
         name = f"albert_jax/{place}/{next(_turn)}"
         _ask(lambda: _client().wait_at_barrier(name, PATIENCE * 1000))
+
+
+def part(patience: float = 10.0) -> None:
+    """Takes leave of the other processes if all come here within `patience` seconds, so that none is ended by a loss."""
+    if not several():
+        return
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        _client().wait_at_barrier("albert_jax/part", int(patience * 1000))
+        jax.distributed.shutdown()
 
 
 def put(key: str, value: str) -> bool:

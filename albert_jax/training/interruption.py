@@ -22,7 +22,6 @@ from typing import Self
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOOK = 0.2  # seconds between two looks at what the other processes decided
-_GOODBYE = 5.0  # seconds that process 0, which holds what is shared, waits for the others to leave before it does
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +53,7 @@ class Interruption:
       name: of the signal.
       phase: what the run is doing, for those who watch it: 'start', 'data', 'restore', 'compile', 'step', 'evaluate',
         'save', 'finish'.
+      leaving: set when the process is being left from the middle of its work; whatever fails from then on is due to it.
     """
 
     def __init__(self) -> None:
@@ -63,6 +63,7 @@ class Interruption:
         self._lock = threading.RLock()
         self._previous: dict[int, object] = {}
         self._farewells: list[Callable[[], None]] = []
+        self.leaving = threading.Event()
 
     def __enter__(self) -> Self:
         self._reader, self._writer = os.pipe()
@@ -169,20 +170,12 @@ class Interruption:
 
     def _leave(self) -> None:
         """Ends the process, from whatever it is doing."""
-        if self._process == 0:
-            _log.info(
-                "interrupted by %s during '%s': nothing new to save; the same command goes on from the last "
-                "checkpoint.",
-                self.name or "a signal to another process",
-                self.phase,
-            )
-            deadline = time.monotonic() + _GOODBYE
-            others = {f"albert_jax/left/{self._round}/{i}" for i in range(1, self._processes)}
-            while others and time.monotonic() < deadline:
-                others = {key for key in others if self._register.get(key) is None}
-                time.sleep(_LOOK / 10)
-        else:
-            self._register.put(f"albert_jax/left/{self._round}/{self._process}", "yes")
+        self.leaving.set()
+        _log.info(
+            "interrupted by %s during '%s': nothing new to save; the same command goes on from the last checkpoint.",
+            self.name or "a signal to another process",
+            self.phase,
+        )
         for farewell in self._farewells:
             with contextlib.suppress(Exception):
                 farewell()
