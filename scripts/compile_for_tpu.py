@@ -459,7 +459,7 @@ def table_row(size: str, chips: Slice, compiler: Callable[..., Figures | TooLarg
         f"{figures.reduced / (4 * parameters(config)):.4f}",
         f"{figures.in_loops:.0f} bytes",
         f"{figures.cpu:.0f}",
-        f"{estimates['at best']:.2f}",
+        f"{estimates['at best']:.3g}",
         *(f"{flops / chips.chip.peak / estimates[name]:.0%}" for name in ("at best", "compiler")),
     )
     return f"| {' | '.join(cells)} |"
@@ -533,6 +533,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))  # recipes import each other as configs.NAME
     try:
         sys.exit(main(sys.argv))
     except UserError as error:

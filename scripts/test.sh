@@ -44,6 +44,14 @@ if [ -z "${ALBERT_JAX_BEAM_PYTHON:-}" ]; then
     export ALBERT_JAX_BEAM_PYTHON="$PWD/$environment-beam/bin/python"
 fi
 
+# libtpu compiles for TPUs that are not there. It stays out of the environment: JAX would look for a TPU at every start.
+libtpu="$("$environment/bin/python" -c '
+import importlib.metadata
+print(next(r.split(";")[0].strip() for r in importlib.metadata.requires("jax") if r.startswith("libtpu")))')"
+install_once "$environment" libtpu --upgrade --target "$environment-libtpu" "$libtpu" ||
+    echo "note: $libtpu could not be installed: nothing is compiled for TPUs."
+export PYTHONPATH="$PWD/$environment-libtpu${PYTHONPATH:+:$PYTHONPATH}"
+
 # All checks run, whatever the ones before found.
 failed=""
 check() {

@@ -325,12 +325,16 @@ def _report_all(reporter: Reporter) -> None:
     def enter(self: Any, phase: str) -> None:
         reporter.state.step = self.step
 
+    def leave(*args: Any) -> None:
+        reporter.say(f"=exit {reporter.state.step}")
+        reporter.pass_time()
+
     Interruption.phase = property(lambda self: reporter.state._main, set_phase)  # type: ignore[assignment]
     reporter.around(loop.Run, "_enter", enter, nothing)
     reporter.around(
         Interruption, "_note", lambda self, number: reporter.say(f"signal {signal.Signals(number).name}"), nothing
     )
-    reporter.around(Interruption, "__exit__", lambda *args: reporter.say(f"=exit {reporter.state.step}"), nothing)
+    reporter.around(Interruption, "__exit__", nothing, leave)
     reporter.around(Interruption, "share", lambda *args: reporter.say("joined"), nothing)
     reporter.around(
         saved_steps.SavedSteps,

@@ -5,6 +5,8 @@ import importlib
 import importlib.util
 import inspect
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -198,7 +200,7 @@ def pretend(bytes_a_row, remats=("dots_saveable",)):
 def test_the_fewest_micro_batches_that_fit_are_found_wherever_the_search_begins(exponent):
     config, rows = importlib.import_module("configs.base").get_config(), 4096  # its guess is 32
     compiler, tried = pretend(0.95 * 0.9 * SMALL.chip.memory * 2**exponent / 1024)
-    chosen, figures = fit(config, SMALL, rows, compiler)
+    chosen, _ = fit(config, SMALL, rows, compiler)
     assert (chosen.batch.accumulation, chosen.remat) == (2**exponent, "dots_saveable")
     assert len(tried) == len(set(tried)) and config.batch.accumulation == 1
 
@@ -333,6 +335,14 @@ def test_bad_input_is_named(monkeypatch, arguments, message):
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(UserError, match=re.escape(message)):
         compile_for_tpu.main(command)
+
+
+def test_the_command_finds_the_recipes_from_anywhere(tmp_path):
+    script, recipe = compile_for_tpu.__file__, compile_for_tpu.ROOT / "configs" / "xxlarge.py"
+    command = [sys.executable, script, f"--config={recipe}", "--topology=v9-8"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: 'v9-8' is no TPU slice; give one like")
 
 
 def test_a_missing_libtpu_is_named(monkeypatch):

@@ -15,16 +15,16 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from albert_jax.training.checkpoint import load_parameters
@@ -34,7 +34,7 @@ from albert_jax.training.watchdog import EXIT_STUCK
 from albert_jax.training.writer import META
 from scripts.launch import free_port
 from tests.preempted import PACE, Child, Launched, Server, State, follow
-from tests.runs import ROOT, STEPS, TINY, Runs, records
+from tests.runs import ROOT, STEPS, TINY, Runs, arrays, records
 
 pytest_plugins = ["tests.runs"]
 
@@ -109,7 +109,7 @@ def send(
       occurrence: of the phase in this process.
       compiling: seconds that a compilation takes.
     """
-    if follow([child], lambda: begins(child, phase) >= occurrence):
+    if follow([child], lambda: begins(child, phase) >= occurrence and child.state().phase == phase):
         pass_some_of(child, phase, moments, compiling if phase == "compile" else 0.0)
     first, *others = SIGNALS[signals]
     child.signal(first)
@@ -123,21 +123,28 @@ def send(
     return Kill("forked", signals, met.phase, met.step, child.status, child.seconds)
 
 
-def kill_plain(runs: Runs, arguments: list[str], number: signal.Signals, moments: random.Random) -> Kill:
-    """Kills a plain `python train.py` some time after its first words; what it met, only its last words can tell."""
-    process = runs.start(arguments)
+def kill_plain(runs: Runs, arguments: list[str], number: signal.Signals, moments: random.Random) -> Kill | None:
+    """Kills a plain `python train.py` some time after its first words; what it met, only its last words can tell.
+
+    None where it was quicker.
+    """
+    process, begun = runs.start(arguments), 0.0
     assert process.stdout is not None
     for _ in range(moments.randint(1, 3)):
         process.stdout.readline()
     try:
         process.wait(moments.uniform(0, 8))
     except subprocess.TimeoutExpired:
+        begun = time.monotonic()
         process.send_signal(number)
     out, err = process.communicate()
-    assert not err
+    seconds = time.monotonic() - begun
+    assert not err and process.returncode in (EXIT_INTERRUPTED, -number, 0)
+    if not begun or not process.returncode:
+        return None
     found = re.search(r"interrupted by SIGTERM(?: during '(\w+)'|: step (\d+) is saved)", out)
     phase, step = (found[1] or "training", int(found[2] or 0)) if found else ("unknown", 0)
-    return Kill("plain", signal.Signals(number).name, phase, step, process.returncode, 0.0)
+    return Kill("plain", signal.Signals(number).name, phase, step, process.returncode, seconds)
 
 
 # --- what has to hold -------------------------------------------------------------------------------------------------
@@ -148,19 +155,6 @@ def listed(workdir: pathlib.Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
 
 
-def saved_arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint, whatever processes saved it, read by Orbax alone."""
-    tree = {}
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        for item in ("params", "rest"):
-            directory = workdir.absolute() / "checkpoints" / str(step) / item
-            saved = checkpointer.metadata(directory).item_metadata.tree
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
-            tree[item] = checkpointer.restore(directory, restore_args=as_numpy)
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-
-
 def whole_steps(workdir: pathlib.Path) -> list[int]:
     """The steps of a workdir, each of which must be as it was saved."""
     steps = sorted(int(name) for name in listed(workdir) if name.isdigit())
@@ -168,7 +162,7 @@ def whole_steps(workdir: pathlib.Path) -> list[int]:
         load_parameters(workdir, step)  # compares the digests of the parameters
         meta = json.loads((workdir / "checkpoints" / str(step) / META).read_text())
         expected = sorted(itertools.chain(*(item.values() for item in meta["digests"].values())))
-        assert sorted(digests(jax.tree.map(jnp.asarray, saved_arrays(workdir, step))).values()) == expected
+        assert sorted(digests(jax.tree.map(jnp.asarray, arrays(workdir, step))).values()) == expected
     return steps
 
 
@@ -185,16 +179,16 @@ def assert_status_fits(kill: Kill, out: str) -> None:
 
 
 def assert_left_as_it_said(workdir: pathlib.Path, out: str) -> None:
-    """After an orderly end nothing is half done, and the newest checkpoint is the one that was told."""
-    names = listed(workdir)
-    assert all(name.isdigit() for name in names), names
-    if saved := re.search(r"interrupted by \w+: step (\d+) is saved", out):
+    """Where a run has saved, nothing is half done, and the newest checkpoint is the one that was told."""
+    if saved := re.search(r"interrupted by [\w ]+: step (\d+) is saved", out):
+        names = listed(workdir)
+        assert all(name.isdigit() for name in names), names
         assert max(map(int, names)) == int(saved[1])
 
 
 def assert_same_run(expected: pathlib.Path, workdir: pathlib.Path, steps: int) -> None:
     """Parameters, optimizer, guard and records bit for bit; the checkpoints whole, and nothing but them."""
-    a, b = saved_arrays(expected, steps), saved_arrays(workdir, steps)
+    a, b = arrays(expected, steps), arrays(workdir, steps)
     assert a.keys() == b.keys() and any("guard" in name for name in a) and any("nu" in name for name in a)
     assert not [name for name in a if a[name].dtype != b[name].dtype or a[name].tobytes() != b[name].tobytes()]
     assert records(expected) == records(workdir)
@@ -205,6 +199,12 @@ def assert_same_run(expected: pathlib.Path, workdir: pathlib.Path, steps: int) -
 
 
 # --- fixtures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Orbax warns of each part of a checkpoint that is read by itself."""
+    caplog.set_level("ERROR", logger="absl")
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +283,16 @@ def test_a_signal_while_modules_are_imported_ends_the_run_at_once(runs: Runs, tm
     assert process.returncode == EXIT_INTERRUPTED and "during 'start': nothing new to save" in out
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_finished_run_leaves_does_not_change_its_status(server, runs, straight, tmp_path, number):
+    workdir = shutil.copytree(straight, tmp_path / "w")
+    child = server.start(runs.arguments(workdir), slow="exit")
+    assert follow([child], lambda: child.state().phase == "exit")
+    child.signal(number)
+    follow([child])
+    assert child.status == 0, child.err
+
+
 class Campaign:
     """Kills runs, one after the other, until each phase has met each kind of signal often enough.
 
@@ -329,7 +339,8 @@ class Campaign:
         if self._server.started % 16 == 0:
             number = self._moments.choice((signal.SIGTERM, signal.SIGKILL))
             self._server.started += 1
-            self._note(kill_plain(self._runs, arguments, number, self._moments))
+            if kill := kill_plain(self._runs, arguments, number, self._moments):
+                self._note(kill)
             return
         phase, signals = self._choose()
         slow = f"{phase},save" if len(SIGNALS[signals]) > 1 else phase
@@ -337,19 +348,20 @@ class Campaign:
         child = self._server.start(arguments, slow=slow, seed=seed, compile_anew=anew)
         occurrence = self._moments.randint(1, OCCURRENCES.get(phase, 1))
         kill = send(child, signals, phase, self._moments, occurrence=occurrence, compiling=self._compiling)
-        self._note(kill)
         assert_status_fits(kill, child.out)
+        assert_left_as_it_said(self.workdir, child.out)
         assert not child.err, child.err
-        if kill.status == EXIT_INTERRUPTED:
-            assert_left_as_it_said(self.workdir, child.out)
+        if child.signalled_at:
+            self._note(kill)
         if kill.status == 0:
             self.end_run()
 
     def _note(self, kill: Kill) -> None:
+        steps = whole_steps(self.workdir)
+        kill = kill if kill.step else kill._replace(step=max(steps, default=0))  # it has not told yet where it goes on
         self.kills.append(kill)
         self.counts[kill.phase, "hard" if kill.signals == "SIGKILL" else "soft"] += 1
         print(f"{len(self.kills):>3} {kill}", flush=True)
-        whole_steps(self.workdir)
 
     def end_run(self) -> None:
         """Lets the run finish, compares it with the undisturbed one, and begins another."""

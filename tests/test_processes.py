@@ -70,6 +70,17 @@ def test_a_bad_input_is_said_by_all_and_ends_all(runs, two):
 
 
 @pytest.mark.slow
+def test_a_process_with_another_command_is_named_and_ends_the_run(runs, tmp_path):
+    first, second = runs.together(runs.arguments(tmp_path / "w"), 2)
+    second.kill()
+    other = [*second.args[2:], "--config.optimizer.learning_rate=0.5"]
+    finished = runs.finish(runs.start(other))
+    assert finished.status == 2
+    assert "optimizer.learning_rate is '0.5' in process 1 and '0.002' in process 0" in finished.err
+    assert runs.finish(first).status != 0 and not (tmp_path / "w" / "run.json").exists()
+
+
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_in_two_and_four_train_as_one_does(runs, straight, tmp_path):
     workdir = tmp_path / "w"
     shutil.copytree(straight, workdir, ignore=shutil.ignore_patterns(str(STEPS)))

@@ -125,7 +125,7 @@ def meet(place: str) -> None:
 
 
 def part(patience: float = 10.0) -> None:
-    """Takes leave of the other processes if all come here within `patience` seconds, so that none is ended by a loss."""
+    """Takes leave of the others if all come here within `patience` seconds, so that none is ended by a loss."""
     if not several():
         return
     with contextlib.suppress(jax.errors.JaxRuntimeError):

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 import albert_jax
 from albert_jax.errors import UserError
 from albert_jax.remote import directory, first_line, is_remote, named_refusals
-from albert_jax.training.distributed import by_first
+from albert_jax.training.distributed import by_first, meet
 from albert_jax.training.recipe import RESUMABLE_FIELDS
 from albert_jax.training.saved_steps import SavedSteps, absolute
 from albert_jax.training.writer import META
@@ -85,6 +85,26 @@ def check_same_run(saved: dict[str, Any], current: dict[str, Any], workdir: str 
                 saved["versions"].get(name),
                 value,
             )
+
+
+def check_processes(identity: dict[str, Any]) -> None:
+    """Refuses to start where a process was given another command, other data or other packages than process 0.
+
+    Raises:
+      UserError: in that process, naming what differs.
+    """
+    places = ("data.path", "data.validation_path", "data.vocab")
+    config = {name: value for name, value in _flat(identity["config"]).items() if name not in places}
+    named = ("data_fingerprint", "vocabulary_sha256", "plan", "rows_per_step")
+    packages = {name: value for name, value in identity["versions"].items() if name != "machine"}
+    mine = config | {name: identity[name] for name in named} | packages
+    for name, value in by_first(lambda: mine).items():
+        if mine.get(name) != value:
+            raise UserError(
+                f"{name} is {str(mine.get(name))[:24]!r} in process {jax.process_index()} and {str(value)[:24]!r} in "
+                "process 0; give all processes the same command, data and packages."
+            )
+    meet("alike")
 
 
 def claim_workdir(workdir: str | os.PathLike[str], identity: dict[str, Any]) -> None:

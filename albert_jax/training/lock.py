@@ -321,10 +321,8 @@ class _Lease:
         self._renewal = None
         if not self._lost:
             _quietly(
-                lambda: (
-                    self._bucket
-                    .blob(self._key)
-                    .delete(if_generation_match=self._generation, timeout=_REQUEST, retry=None)
+                lambda: self._bucket.blob(self._key).delete(
+                    if_generation_match=self._generation, timeout=_REQUEST, retry=None
                 )
             )
 

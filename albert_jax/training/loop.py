@@ -29,7 +29,7 @@ from albert_jax.training.chips import chip_of
 from albert_jax.training.distributed import by_first, first, meet
 from albert_jax.training.evaluation import Evaluator
 from albert_jax.training.guard import check_guard
-from albert_jax.training.identity import claim_workdir, versions
+from albert_jax.training.identity import check_processes, claim_workdir, versions
 from albert_jax.training.initialization import starting_parameters
 from albert_jax.training.interruption import Interruption
 from albert_jax.training.interval import Interval
@@ -146,6 +146,7 @@ class Run:
         self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         self.legs = make_legs(config, self.mesh)
         identity = _identity(config, self.legs, self.mesh)
+        check_processes(identity)
         claim_workdir(workdir, identity)
         by_first(self._copy_vocabulary)
         interruption.phase = "restore"

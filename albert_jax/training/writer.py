@@ -181,7 +181,8 @@ class Writer:
         """In place of Orbax's barrier between writing, committing and going on."""
         del timeout_ms  # by the wall clock
         assert self._save is not None
-        word = next(filter(None, agree(f"{self._save.name}/{key.split('.')[0]}", "", PATIENCE)), "")
+        phase = next(phase for phase in _PHASES if phase in key)
+        word = next(filter(None, agree(f"{self._save.name}/{phase}", "", PATIENCE)), "")
         if word:
             raise _FailedElsewhereError(word)
 
