@@ -160,7 +160,7 @@ def _leave(status: int, interruption: Interruption) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with Interruption() as entered:  # before all that takes long
+    with Interruption(last=True) as entered:  # before all that takes long
         try:
             app.run(lambda _: main(entered), flags_parser=parse)
         except UserError as error:

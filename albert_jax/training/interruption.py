@@ -48,6 +48,9 @@ class Interruption:
     A second signal must not break off the save that the first one led to: launchers repeat theirs. Enter it before
     anything that takes long is imported.
 
+    Args:
+      last: whether the process ends after it: signals are then passed over to its very end.
+
     Attributes:
       requested: whether this process, or while it prepares any process, was told to stop.
       name: of the signal.
@@ -56,7 +59,8 @@ class Interruption:
       leaving: set when the process is being left from the middle of its work; whatever fails from then on is due to it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, last: bool = False) -> None:
+        self._last = last
         self.requested, self.name, self.phase = False, "", "start"
         self._register, self._process, self._processes = Register(), 0, 1
         self._preparing, self._round = True, 0
@@ -84,7 +88,7 @@ class Interruption:
         self._thread.join()
         signal.set_wakeup_fd(self._previous_wakeup)
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, signal.SIG_IGN if self._last else handler)  # type: ignore[arg-type]
         os.close(self._reader)
         os.close(self._writer)
 

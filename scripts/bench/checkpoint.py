@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint costs training: milliseconds that a save keeps the next step waiting, seconds until it is durable.
+
+    python scripts/bench/checkpoint.py --work /tmp/bench
+    python scripts/bench/checkpoint.py --work gs://bucket/bench --sizes base xxlarge --saves 3
+
+A state of each published size, with LAMB's moments and random values, is saved as the training loop does it:
+`Checkpoints.save` returns when the arrays are copied from the devices, and training goes on while they are written.
+What it takes until then is the stall; the device is idle meanwhile. A state whose steps are done is saved, so waiting
+for them is not counted. The share of the training time follows from the default interval, checkpoint.every, and from
+the seconds of a step, which --step-seconds states.
+"""
+
+import argparse
+import resource
+import statistics
+import time
+from typing import Any
+
+import jax
+from etils import epath
+from goals import print_goal, print_header
+
+from albert_jax.config import AlbertConfig
+from albert_jax.training.checkpoint import Checkpoints
+from albert_jax.training.digests import digests
+from albert_jax.training.recipe import pretraining
+from albert_jax.training.sharding import make_mesh
+from albert_jax.training.step import TrainState, abstract_state
+
+PACKAGES = ("jax", "jaxlib", "orbax-checkpoint", "tensorstore", "numpy")
+IDENTITY: dict[str, Any] = {
+    "config": {},
+    "data_fingerprint": "",
+    "vocabulary_sha256": "",
+    "plan": "",
+    "rows_per_step": 0,
+    "versions": {},
+}
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", required=True, help="a folder for the checkpoints, also on gs://; left as it was")
+    parser.add_argument("--sizes", nargs="+", default=["base", "xxlarge"], metavar="SIZE", help="published sizes")
+    parser.add_argument("--saves", type=int, default=5, help="saves of each size, after one other")
+    parser.add_argument("--step-seconds", type=float, default=0.1, help="of a training step; see above")
+    return parser.parse_args()
+
+
+def random_state(config: Any) -> tuple[TrainState, TrainState]:
+    """A state of random values on all devices, and its shapes and shardings."""
+    shapes = abstract_state(config, make_mesh(-1))
+    leaves, structure = jax.tree.flatten(shapes)
+
+    def make(key: jax.Array) -> list[jax.Array]:
+        keys = jax.random.split(key, len(leaves))
+        return [
+            jax.random.normal(k, x.shape, x.dtype) if x.dtype == "float32" else jax.numpy.ones(x.shape, x.dtype)
+            for k, x in zip(keys, leaves, strict=True)
+        ]
+
+    made = jax.jit(make, out_shardings=[x.sharding for x in leaves])(jax.random.key(0))
+    return jax.block_until_ready(jax.tree.unflatten(structure, made)), shapes
+
+
+def measure(size: str, options: argparse.Namespace) -> None:
+    """Saves a state several times, restores it, and prints what that took."""
+    config = pretraining(AlbertConfig.published(size))
+    state, shapes = random_state(config)
+    megabytes = sum(x.nbytes for x in jax.tree.leaves(state)) / 1e6
+    folder = epath.Path(options.work) / f"checkpoint-{size}"
+    stalls, durables = [], []
+    checkpoints = Checkpoints(folder, 2, IDENTITY)
+    try:
+        for step in range(options.saves + 1):
+            numbered = jax.block_until_ready(state._replace(step=state.step * 0 + step + 1))
+            began = time.perf_counter()
+            checkpoints.save(numbered, 0, block=False)
+            stalls.append(time.perf_counter() - began)
+            checkpoints.wait()
+            durables.append(time.perf_counter() - began)
+        digests(state)  # compiles
+        began = time.perf_counter()
+        digests(state)
+        digesting = time.perf_counter() - began
+        began = time.perf_counter()
+        jax.block_until_ready(checkpoints.restore(shapes))
+        restoring = time.perf_counter() - began
+        checkpoints.close()
+    finally:
+        folder.rmtree(missing_ok=True)
+    stall, durable = (statistics.median(seconds[1:]) for seconds in (stalls, durables))  # the first one compiles
+    every = config.checkpoint.every
+    print(
+        f"{size}: state {megabytes:,.0f} MB; stall {1000 * stall:,.0f} ms a save, median of {options.saves} (largest "
+        f"{1000 * max(stalls[1:]):,.0f}, the first with compilation {1000 * stalls[0]:,.0f}); durable after "
+        f"{durable:.1f} s, {megabytes / durable:,.0f} MB/s; digests alone {digesting:.2f} s; "
+        f"restored and compared in {restoring:.1f} s; most memory "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB"
+    )
+    shortest = 1000 * stall / (0.01 * every)
+    print(
+        f"{size}: a save every {every} steps stalls training for 1 % of the time where a step takes {shortest:.2f} ms"
+    )
+    share = 100 * stall / (every * options.step_seconds + stall)
+    print_goal(f"{size}, stall at steps of {options.step_seconds} s", share, 1.0, "%", at_least=False)
+
+
+def main() -> None:
+    """Prints everything."""
+    options = parse()
+    print_header(PACKAGES)
+    for size in options.sizes:
+        measure(size, options)
+
+
+if __name__ == "__main__":
+    main()
