@@ -69,7 +69,7 @@ def mesh_of(*shape: int) -> Mesh:
     return Mesh(np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape), tuple("abc"[: len(shape)]))
 
 
-def placed(values: np.ndarray, mesh: Mesh, *axes: Any) -> jax.Array:
+def placed(values: Any, mesh: Mesh, *axes: Any) -> jax.Array:
     return jax.device_put(values, NamedSharding(mesh, PartitionSpec(*axes)))
 
 
@@ -296,7 +296,12 @@ def test_a_last_save_that_succeeds_at_the_second_attempt_is_durable(tmp_path, mo
     checkpoints, pauses = saved(tmp_path, 1), list[float]()
     with contextlib.ExitStack() as limited:
         limited.enter_context(no_room())
-        monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: (pauses.append(seconds), limited.close()))
+
+        def make_room(seconds: float) -> None:
+            pauses.append(seconds)
+            limited.close()
+
+        monkeypatch.setattr(checkpoint.time, "sleep", make_room)
         checkpoints.save(small(2), 16, block=True)
     checkpoints.close()
     assert pauses == [checkpoint.PAUSE] and restored_step(tmp_path) == 2

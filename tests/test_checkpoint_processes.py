@@ -139,7 +139,7 @@ class _Process:
             self.told[f"no room in {without}"] = (list(self.warnings), self.listed(), checkpoints._steps)
         if self.index == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-        checkpoint.time.sleep = lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, limits)  # type: ignore[assignment]
+        checkpoint.time.sleep = lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         checkpoints.save(state_on(self.mesh, 7), 56, block=True)
         checkpoints.close()
         self.told["second attempt"] = self.restored()

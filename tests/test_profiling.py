@@ -9,15 +9,18 @@ import pathlib
 import shutil
 import signal
 import tempfile
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from albert_jax.training.loop import Run
 from albert_jax.training.profiling import Profiler
+from tests.in_process import run, tiny
 from tests.object_store import ObjectStore
 
-pytest_plugins = ["tests.object_store"]
+pytest_plugins = ["tests.object_store", "tests.runs"]
 
 
 @jax.jit
@@ -182,3 +185,20 @@ def test_a_store_that_refuses_the_profile_costs_a_warning(object_store: ObjectSt
     profiler.close()
     assert "the profile from step 1 on failed (gs://bucket/run/profile/step-1 cannot be reached" in caplog.text
     assert not list(tmp_path.iterdir())
+
+
+# --- in a run ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_profiles_the_steps_that_its_config_names_and_those_after_a_signal(data, tmp_path, monkeypatch):
+    take_step = Run._take_step
+
+    def signalled(self: Run, *args: Any) -> Any:
+        if self.step == 7:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return take_step(self, *args)
+
+    monkeypatch.setattr(Run, "_take_step", signalled)
+    assert run(tiny(data, **{"profile.at": 3, "profile.steps": 2}), tmp_path / "w")
+    profiles = {path.name: list(path.rglob("*.xplane.pb")) for path in (tmp_path / "w" / "profile").iterdir()}
+    assert sorted(profiles) == ["step-3", "step-8"] and all(profiles.values())

@@ -35,7 +35,7 @@ def _leaf_digest(x: jax.Array) -> jax.Array:
 
 
 @functools.lru_cache
-def _compiled(mesh: Mesh | None) -> Callable[[Any], Any]:
+def _compiled(mesh: Mesh | None) -> Any:
     """Digests of a tree on a mesh; on each of its devices, so that every process can read them."""
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     return jax.jit(lambda tree: jax.tree.map(_leaf_digest, tree), out_shardings=everywhere)

@@ -5,10 +5,11 @@
     python scripts/bench/checkpoint.py --work gs://bucket/bench --sizes base xxlarge --saves 3
 
 A state of each published size, with LAMB's moments and random values, is saved as the training loop does it:
-`Checkpoints.save` returns when the arrays are copied from the devices, and training goes on while they are written.
-What it takes until then is the stall; the device is idle meanwhile. A state whose steps are done is saved, so waiting
-for them is not counted. The share of the training time follows from the default interval, checkpoint.every, and from
-the seconds of a step, which --step-seconds states.
+`Checkpoints.save` returns when the arrays are copied from the devices, and training goes on while they are written. The
+stall is what it takes until then, and the time of the digests, which the device computes before its next step. (A CPU
+computes them beside the next step, and its arrays need no copy: from a TPU or GPU the copy takes bytes over bandwidth.)
+A state whose steps are done is saved, so waiting for them is not counted. The share of the training time follows from
+the default interval, checkpoint.every, and from the seconds of a step, which --step-seconds states.
 """
 
 import argparse
@@ -91,18 +92,20 @@ def measure(size: str, options: argparse.Namespace) -> None:
         checkpoints.close()
     finally:
         folder.rmtree(missing_ok=True)
-    stall, durable = (statistics.median(seconds[1:]) for seconds in (stalls, durables))  # the first one compiles
-    every = config.checkpoint.every
+    copy, durable = (statistics.median(seconds[1:]) for seconds in (stalls, durables))  # the first one compiles
+    stall, every = copy + digesting, config.checkpoint.every
     print(
-        f"{size}: state {megabytes:,.0f} MB; stall {1000 * stall:,.0f} ms a save, median of {options.saves} (largest "
-        f"{1000 * max(stalls[1:]):,.0f}, the first with compilation {1000 * stalls[0]:,.0f}); durable after "
-        f"{durable:.1f} s, {megabytes / durable:,.0f} MB/s; digests alone {digesting:.2f} s; "
-        f"restored and compared in {restoring:.1f} s; most memory "
-        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB"
+        f"{size}: state {megabytes:,.0f} MB; stall {1000 * stall:,.0f} ms a save: {1000 * copy:,.0f} until save() returns, "
+        f"median of {options.saves} (largest {1000 * max(stalls[1:]):,.0f}, the first with compilation "
+        f"{1000 * stalls[0]:,.0f}), {1000 * digesting:,.0f} for the digests"
+    )
+    print(
+        f"{size}: durable after {durable:.1f} s, {megabytes / durable:,.0f} MB/s; restored and compared in "
+        f"{restoring:.1f} s; most memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB"
     )
     shortest = 1000 * stall / (0.01 * every)
     print(
-        f"{size}: a save every {every} steps stalls training for 1 % of the time where a step takes {shortest:.2f} ms"
+        f"{size}: a save every {every} steps stalls training for 1 % of the time where a step takes {shortest:.1f} ms"
     )
     share = 100 * stall / (every * options.step_seconds + stall)
     print_goal(f"{size}, stall at steps of {options.step_seconds} s", share, 1.0, "%", at_least=False)
