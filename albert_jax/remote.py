@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 TRANSFERS = 8  # files under way at once
 MANIFEST = "manifest.json"  # a data set's last object
 _PLANS = "plans/"  # made anew wherever a data set is used
-_NOTES = re.compile(r" \[(?:http_response_code|source locations|tensorstore_spec)=")
+_NOTES = re.compile(r" \[(?:http_response_code|http_response_body|source locations|tensorstore_spec)=")
 # How tensorstore's messages begin where a store was not reached or refused, and nothing is known of the object.
 _STATUSES = (
     "ABORTED",

@@ -11,6 +11,7 @@ written it.
 import contextlib
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -83,14 +84,17 @@ class Interruption:
 
     def __exit__(self, *exception: object) -> None:
         self._ended.set()
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._writer, b"\0")
+        self._wake()
         self._thread.join()
         signal.set_wakeup_fd(self._previous_wakeup)
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_IGN if self._last else handler)  # type: ignore[arg-type]
         os.close(self._reader)
         os.close(self._writer)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._writer, b"\0")
 
     def on(self, number: signal.Signals, listener: Callable[[], None]) -> None:
         """Calls `listener` at another signal, in the main thread."""
@@ -104,6 +108,7 @@ class Interruption:
         """Makes the decision one of several processes; call it as soon as they have met."""
         with self._lock:
             self._register, self._process, self._processes = register, process, processes
+        self._wake()  # the thread has to look at the others from now on
         if self.requested:
             self._wish()
 
@@ -141,8 +146,6 @@ class Interruption:
             self.requested, self.name = True, signal.Signals(number).name
 
     def _watch(self) -> None:
-        import select
-
         while not self._ended.is_set():
             select.select([self._reader], [], [], _LOOK if self._processes > 1 else None)
             with contextlib.suppress(BlockingIOError):

@@ -213,12 +213,8 @@ class Run:
           Whether the run is finished.
         """
         c, ending = self.config, _Ending.LEG_IS_OVER
-        doing = lambda: self._interruption.phase  # noqa: E731
-        with (
-            contextlib.closing(self._profiler),
-            Watchdog(c.watchdog.seconds, leave=c.watchdog.exit, doing=doing) as dog,
-        ):
-            self._watchdog = dog
+        self._watchdog = Watchdog(c.watchdog.seconds, leave=c.watchdog.exit, doing=lambda: self._interruption.phase)
+        with contextlib.closing(self._profiler), self._watchdog:
             while ending in (_Ending.LEG_IS_OVER, _Ending.ROLLED_BACK):
                 leg = self._leg_at(self.step)
                 if ending is _Ending.LEG_IS_OVER:

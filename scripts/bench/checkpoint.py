@@ -46,7 +46,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", required=True, help="a folder for the checkpoints, also on gs://; left as it was")
     parser.add_argument("--sizes", nargs="+", default=["base", "xxlarge"], metavar="SIZE", help="published sizes")
     parser.add_argument("--saves", type=int, default=5, help="saves of each size, after one other")
-    parser.add_argument("--step-seconds", type=float, default=0.1, help="of a training step; see above")
+    parser.add_argument("--step-seconds", type=float, default=0.25, help="of a training step, see above")
     return parser.parse_args()
 
 
@@ -82,22 +82,24 @@ def measure(size: str, options: argparse.Namespace) -> None:
             stalls.append(time.perf_counter() - began)
             checkpoints.wait()
             durables.append(time.perf_counter() - began)
-        digests(state)  # compiles
-        began = time.perf_counter()
-        digests(state)
-        digesting = time.perf_counter() - began
+        digesting = []
+        for _ in range(options.saves + 1):
+            began = time.perf_counter()
+            digests(state)
+            digesting.append(time.perf_counter() - began)
         began = time.perf_counter()
         jax.block_until_ready(checkpoints.restore(shapes))
         restoring = time.perf_counter() - began
         checkpoints.close()
     finally:
         folder.rmtree(missing_ok=True)
-    copy, durable = (statistics.median(seconds[1:]) for seconds in (stalls, durables))  # the first one compiles
-    stall, every = copy + digesting, config.checkpoint.every
+    # Without the first ones, which compile.
+    copy, durable, digest = (statistics.median(seconds[1:]) for seconds in (stalls, durables, digesting))
+    stall, every = copy + digest, config.checkpoint.every
     print(
-        f"{size}: state {megabytes:,.0f} MB; stall {1000 * stall:,.0f} ms a save: {1000 * copy:,.0f} until save() returns, "
-        f"median of {options.saves} (largest {1000 * max(stalls[1:]):,.0f}, the first with compilation "
-        f"{1000 * stalls[0]:,.0f}), {1000 * digesting:,.0f} for the digests"
+        f"{size}: state {megabytes:,.0f} MB; stall {1000 * stall:,.0f} ms a save: {1000 * copy:,.0f} until save() "
+        f"returns (largest {1000 * max(stalls[1:]):,.0f}, the first with compilation {1000 * stalls[0]:,.0f}), "
+        f"{1000 * digest:,.0f} for the digests; medians of {options.saves}"
     )
     print(
         f"{size}: durable after {durable:.1f} s, {megabytes / durable:,.0f} MB/s; restored and compared in "
