@@ -37,7 +37,8 @@ from tests.runs import ROOT, Runs, _train, exit_status
 
 BACKGROUND = ("retention", "save")  # what counts before the main thread's phase, in this order
 PACE = 0.02  # seconds that a slowed-down phase passes at a place, at most
-_MOST_PLACES = 80  # where it does
+_MOST_PLACES = 200  # where it does
+_LONGEST = 500  # times PACE that the main thread lets what goes on in the background end first
 _FILE_OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.listdir", "os.scandir")
 
 
@@ -45,18 +46,19 @@ class State:
     """What a process is doing, by its reports.
 
     Attributes:
+      main: phase of the main thread.
       step: steps that are done.
     """
 
     def __init__(self) -> None:
-        self._main, self.step = "start", 0
+        self.main, self.step = "start", 0
         self._spans: dict[str, int] = {}
 
     def note(self, line: str) -> None:
         """Takes a report in."""
         kind, (name, *rest) = line[0], line[1:].split() or [""]
         if kind == "=":
-            self._main, self.step = name, int(rest[0])
+            self.main, self.step = name, int(rest[0])
         elif kind == "+":
             self._spans[name] = int(rest[0])
         elif kind == "-":
@@ -65,7 +67,7 @@ class State:
     @property
     def phase(self) -> str:
         """'start', 'data', 'restore', 'compile', 'step', 'evaluate', 'save', 'retention', 'finish' or 'exit'."""
-        return next((span for span in BACKGROUND if span in self._spans), self._main)
+        return next((span for span in BACKGROUND if span in self._spans), self.main)
 
 
 # --- this side --------------------------------------------------------------------------------------------------------
@@ -272,7 +274,7 @@ class Reporter:
     def __init__(self, pipe: str, slow: str = "", seed: int = 0, sender: str = ""):
         self._descriptor = os.open(pipe, os.O_WRONLY)
         self._slow, self._random, self._sender = slow.split(","), random.Random(seed), sender
-        self.state, self._places, self._busy = State(), 0, threading.local()
+        self.state, self._places = State(), 0
         self.say("ready")
 
     def say(self, line: str) -> None:
@@ -287,10 +289,19 @@ class Reporter:
         """Where the phase is one that is to be slow: says so and waits for a moment. Also an audit hook."""
         if (event and event not in _FILE_OPERATIONS) or self._places >= _MOST_PLACES or not self._slow:
             return
+        if self.state.main in self._slow and threading.current_thread() is threading.main_thread():
+            self._let_background_end()
         if self.state.phase in self._slow:
             self._places += 1
             self.say("at")
             time.sleep(self._random.uniform(0, PACE))
+
+    def _let_background_end(self) -> None:
+        """In so small a run saves last longer than the steps between them: no step or evaluation would be met alone."""
+        for _ in range(_LONGEST):
+            if self.state.phase == self.state.main or not self._slow:
+                return
+            time.sleep(PACE)
 
     def around(self, owner: Any, name: str, before: Callable[..., None], after: Callable[..., None]) -> None:
         """Wraps a method."""
@@ -329,7 +340,7 @@ def _report_all(reporter: Reporter) -> None:
         reporter.say(f"=exit {reporter.state.step}")
         reporter.pass_time()
 
-    Interruption.phase = property(lambda self: reporter.state._main, set_phase)  # type: ignore[assignment]
+    Interruption.phase = property(lambda self: reporter.state.main, set_phase)  # type: ignore[assignment]
     reporter.around(loop.Run, "_enter", enter, nothing)
     reporter.around(
         Interruption, "_note", lambda self, number: reporter.say(f"signal {signal.Signals(number).name}"), nothing

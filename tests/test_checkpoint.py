@@ -127,6 +127,12 @@ def small(step: int, size: int = 64) -> TrainState:
     return TrainState({"w": value}, moments, jnp.int32(step), zero_sums(), new_guard())
 
 
+def wait_for_step(workdir: pathlib.Path, step: int) -> None:
+    """Waits until a run has finished a checkpoint."""
+    while not (workdir / "checkpoints" / str(step)).is_dir():
+        time.sleep(0.01)
+
+
 def listed(directory: pathlib.Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
@@ -243,21 +249,24 @@ def raising(error: Exception) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def no_room() -> Iterator[None]:
-    """Lets this process write 16 bytes into a file and no more."""
+def no_room(size: int = 16) -> Iterator[None]:
+    """Lets this process write so many bytes into a file and no more."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_failed_saves_in_the_background_are_counted_and_cost_neither_the_run_nor_a_good_checkpoint(tmp_path, caplog):
+@pytest.mark.parametrize("room", [16, 6000])  # not even for a folder's first file, or for all but the arrays
+def test_failed_saves_in_the_background_are_counted_and_cost_neither_the_run_nor_a_good_checkpoint(
+    tmp_path, caplog, room
+):
     checkpoints, directory = saved(tmp_path, 1, 2), tmp_path / "checkpoints"
-    with no_room():
+    with no_room(room):
         for step in (3, 4, 5):
-            checkpoints.save(small(step), step * 8, block=False)
+            checkpoints.save(small(step, size=1 << 16), step * 8, block=False)
             checkpoints.wait()
             assert listed(directory) == ["1", "2"]
     for number, step in enumerate((3, 4, 5), 1):
@@ -341,7 +350,10 @@ class HeldLock:
         self.free.wait()
 
 
-def test_a_save_that_is_still_under_way_at_the_next_interval_is_waited_for_and_told_with_the_seconds(tmp_path, caplog):
+def test_a_save_that_is_still_under_way_at_the_next_interval_is_waited_for_and_told_with_the_seconds(
+    tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(checkpoint, "NOTICED", 0.0)
     lock = HeldLock()
     checkpoints = Checkpoints(tmp_path, 2, SOME_RUN, lock)  # type: ignore[arg-type]
     checkpoints.save(small(1), 8, block=False)
@@ -641,6 +653,7 @@ def test_a_disk_that_is_full_for_a_while_costs_a_run_one_checkpoint_and_no_step(
     workdir = tmp_path / "w"
     process = runs.start(runs.arguments(workdir), hold="step:6,step:10")
     wait_for(process, "held step:6")
+    wait_for_step(workdir, 4)
     # Room for records, which take 6 kB, and not for arrays, whose parts take 150.
     before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
     release(process)

@@ -22,7 +22,7 @@ from albert_jax.training import lock
 from albert_jax.training.lock import LostWorkdirError, WorkdirLock
 from tests.object_store import ObjectStore
 from tests.runs import Runs, release, wait_for
-from tests.test_checkpoint import mounted
+from tests.test_checkpoint import mounted, wait_for_step
 
 pytest_plugins = ["tests.runs", "tests.object_store"]
 ROOT = pathlib.Path(__file__).parent.parent
@@ -124,6 +124,7 @@ def test_two_runs_in_one_workdir_the_second_is_refused_and_the_first_is_not_dist
     workdir = tmp_path / "w"
     one = runs.start(runs.arguments(workdir), hold="step:6")
     wait_for(one, "held step:6")
+    wait_for_step(workdir, 4)
     before = {path: path.stat().st_mtime_ns for path in sorted(workdir.rglob("*"))}
     two = runs.train(runs.arguments(workdir))
     assert two.status == 2 and two.err.count("\n") == 1, two.err
@@ -176,6 +177,22 @@ def test_a_living_holder_is_not_robbed_and_is_named(quick, caplog):
             WorkdirLock(RUN).acquire()
         held.check()
     assert caplog.text.count("waiting up to") == 1
+
+
+def test_a_holder_that_ends_while_a_new_run_waits_is_followed_by_it(quick, caplog):
+    ending = WorkdirLock(RUN)
+    ending.acquire()
+
+    def end() -> None:
+        generations(quick, 5)
+        ending.release()
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    with WorkdirLock(RUN) as held:
+        thread.join()
+        held.check()
+    assert "left behind" not in caplog.text
 
 
 def test_a_killed_holders_lease_is_taken_over_after_a_wait_that_is_said_once(quick, caplog):

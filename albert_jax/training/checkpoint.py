@@ -44,6 +44,7 @@ _log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # of a save that training waits for: the last one, or that of an interruption
 PAUSE = 1.0  # seconds between them
+NOTICED = 1.0  # seconds that training waits for a save before it says so
 _restorations = itertools.count()  # all processes try to restore the same steps in the same order
 
 
@@ -190,12 +191,13 @@ class Checkpoints:
                 self._saved.delete(self._surplus[0])
                 del self._surplus[0]
         except Exception as e:  # the next save tries it again
-            _log.warning("old checkpoint %s of %s could not be deleted (%s).", self._surplus[0], self.directory, e)
+            step, why = self._surplus[0], first_line(e)
+            _log.warning("old checkpoint %s of %s could not be deleted (%s).", step, self.directory, why)
 
     def _settle(self, next_step: int | None = None) -> str:
         """Waits for the save that is under way; why it failed, empty if it did not or there is none."""
         step, began = self._under_way, time.monotonic()
-        slow = next_step is not None and self._writer.busy
+        slow = next_step is not None and not self._writer.ends_within(NOTICED)
         if slow and first():
             _log.warning(
                 "the save of step %s was still under way when step %s was to be saved: training waits for it.",
@@ -322,8 +324,7 @@ class Checkpoints:
           _DamagedError: in all processes, where a part of it is not what was saved.
         """
         meta = _judged(by_first(lambda: self._verdict(step, lambda: self._load_meta(step))))
-        rest = like._asdict()
-        targets = {"params": rest.pop("params"), "rest": rest}
+        targets = self._items(like)
         loaded: dict[str, Any] = {}
         verdict = self._verdict(step, lambda: loaded.update(_load_items(self._saved.path(step), targets)))
         words = agree(f"albert_jax/restore/{next(_restorations)}", json.dumps(verdict))

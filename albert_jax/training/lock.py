@@ -6,8 +6,8 @@ NFS it holds between machines where the server supports locks (NFSv4 does); gcsf
 
 In an object store it is a lease: the object `<workdir>/.lock`, which its holder writes again every `RENEW` seconds,
 each time on the condition that it is still the generation that he wrote before. Who finds one watches it: where it
-changes, its holder lives; where it stays the same for `LEASE` seconds by the watcher's own clock, it is taken over, on
-the same condition. No two machines' clocks have to agree, and a clock that is set changes nothing.
+changes for `LEASE` seconds, its holder lives on; where it stays the same for as long by the watcher's own clock, it is
+taken over, on the same condition. No two machines' clocks have to agree, and a clock that is set changes nothing.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ class WorkdirLock:
         self._lock = _Lease(workdir) if is_remote(workdir) else _FileLock(pathlib.Path(directory(workdir)))
 
     def acquire(self) -> None:
-        """Takes the lock, in a store after up to `LEASE` seconds, if its last holder was killed.
+        """Takes the lock, in a store after up to 2 * `LEASE` seconds, if its last holder ends or was killed.
 
         Raises:
           UserError: where another run has it, naming process and machine, or the workdir cannot be written.
@@ -243,26 +243,30 @@ class _Lease:
 
     def acquire(self) -> None:
         watched: _Found | None = None
-        since = 0.0
+        began = changed = time.monotonic()
         while True:
-            found = self._read()
+            found, now = self._read(), time.monotonic()
             if found is None or (found.holder and found.holder.id == self._me.id):
                 if self._write(found.generation if found else 0):
                     break
                 continue
             if watched is None:
-                watched, since = found, time.monotonic()
+                began = changed = now
                 _log.info(
-                    "%s is in use by %s: waiting up to %.0f s to see whether that still runs.",
+                    "%s is in use by %s: waiting up to %.0f s for that to end, if it has not been killed already.",
                     self._workdir,
                     _described(found.holder),
-                    LEASE,
+                    2 * LEASE,
                 )
             elif found.generation != watched.generation:
-                raise _in_use(self._workdir, found.holder or watched.holder)
-            elif time.monotonic() - since > LEASE and self._write(found.generation):
+                changed = now
+            # A run that was told to stop, and is saving, may take a while to end.
+            if changed > began and now > began + LEASE and now < changed + 2 * RENEW:
+                raise _in_use(self._workdir, found.holder or (watched and watched.holder))
+            if now > changed + LEASE and self._write(found.generation):
                 _log.info("%s was left behind by %s: going on.", self._workdir, _described(found.holder))
                 break
+            watched = found
             time.sleep(_POLL)
         self._renewal = threading.Thread(target=self._renew_until_ended, name="workdir lease", daemon=True)
         self._renewal.start()

@@ -125,10 +125,11 @@ class Writer:
             async_options=asynchronous,
         )
 
-    @property
-    def busy(self) -> bool:
-        """Whether a save is still being written."""
-        return self._save is not None and self._save.is_alive()
+    def ends_within(self, seconds: float) -> bool:
+        """Waits for the save that is under way, but no longer; whether there is none any more."""
+        if self._save is not None:
+            self._save.join(seconds)
+        return self._save is None or not self._save.is_alive()
 
     def start(
         self,
@@ -221,5 +222,6 @@ class Writer:
         return word
 
     def close(self) -> None:
-        """Lets go of Orbax's threads; `finish` has to be called before."""
-        self._orbax.close()
+        """Lets go of Orbax's threads; `finish` has to be called before. A write that hangs is not waited for."""
+        if self.ends_within(0):
+            self._orbax.close()
