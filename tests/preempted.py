@@ -9,7 +9,7 @@ original.
 
 Lines: `=PHASE STEP` says that the main thread has come to a phase, `+SPAN STEP` and `-SPAN STEP` are begin and end of
 something in the background, `at` is a place where a slowed-down phase passes the time, `signal NAME` says that one has
-come, `joined` that the processes have met.
+come, `joined` that the processes have met, `compiled PHASE` that XLA has compiled or loaded a program.
 
 As a program, this file is the other side.
 """
@@ -319,6 +319,7 @@ class Reporter:
 
 def _report_all(reporter: Reporter) -> None:
     """Makes the coming run report."""
+    import jax
     import orbax.checkpoint as ocp
 
     from albert_jax.training import checkpoint, evaluation, loop, saved_steps, writer
@@ -335,6 +336,10 @@ def _report_all(reporter: Reporter) -> None:
 
     def enter(self: Any, phase: str) -> None:
         reporter.state.step = self.step
+
+    def compiled(event: str, seconds: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            reporter.say(f"compiled {reporter.state.main}")
 
     def leave(*args: Any) -> None:
         reporter.say(f"=exit {reporter.state.step}")
@@ -363,6 +368,7 @@ def _report_all(reporter: Reporter) -> None:
     ):
         reporter.around(owner, name, pass_time, pass_time)
     _report_saves(reporter, writer.Writer)
+    jax.monitoring.register_event_duration_secs_listener(compiled)
     sys.addaudithook(reporter.pass_time)
 
 

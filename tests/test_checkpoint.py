@@ -164,6 +164,7 @@ def test_what_a_killed_save_and_a_killed_deletion_left_is_cleaned_up_and_never_r
     (directory / ".trash").mkdir(exist_ok=True)
     shutil.copytree(directory / "1", directory / ".trash" / "0")
     shutil.copytree(directory / "1", directory / "2.orbax-checkpoint-tmp")
+    (directory / "probe.orbax-checkpoint-tmp").touch()
     again = Checkpoints(tmp_path, 2, SOME_RUN)
     restored = again.restore(small(0))
     again.close()

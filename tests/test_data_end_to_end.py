@@ -66,7 +66,7 @@ class Commands(Runs):
 
     def __init__(self, directory: pathlib.Path, store: ObjectStore):
         super().__init__(directory, directory)
-        self._environment |= store.environment() | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiled sooner
+        self.environment |= store.environment() | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiled sooner
         self._forking: subprocess.Popen[str] | None = None
         self._count = 0
 
@@ -100,7 +100,7 @@ class Commands(Runs):
         return subprocess.Popen(
             [sys.executable, *map(str, command)],
             cwd=ROOT,
-            env=os.environ | self._environment | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | self.environment | {"PYTHONPATH": str(ROOT)},
             stdin=stdin,
             stdout=subprocess.PIPE,
             text=True,
@@ -424,8 +424,8 @@ def test_a_run_on_googles_records_stopped_and_resumed_ends_with_the_bits_of_a_st
     stopped.send_signal(signal.SIGTERM)
     release(stopped)
     ended = commands.finish(stopped)
-    assert ended.status == 75 and "interrupted by SIGTERM: step 7 is saved in" in ended.out, ended
-    assert "resumed from step 7 in" in done(commands.run(*of_records(tmp_path / "w", baked, vocabulary)))
+    assert ended.status == 75 and "interrupted by SIGTERM: step 8 is saved in" in ended.out, ended
+    assert "resumed from step 8 in" in done(commands.run(*of_records(tmp_path / "w", baked, vocabulary)))
     assert records(tmp_path / "w") == records(straight)
     found, expected = arrays(tmp_path / "w"), arrays(straight)
     assert {name: array.tobytes() for name, array in found.items()} == {n: a.tobytes() for n, a in expected.items()}
@@ -508,7 +508,7 @@ def test_an_epoch_has_the_rows_of_each_source_as_often_as_its_weight_says(mixed)
 def test_training_says_how_far_it_is_in_each_source_and_takes_other_weights(commands: Commands, mixed, tmp_path):
     printed = done(commands.run(*train(tmp_path / "w", mixed)))
     line = next(line for line in printed.splitlines() if line.startswith("12/12 "))
-    epoch, wiki, books = (float(x) for x in re.search(r"12/12 +(\S+) .* wiki (\S+)  books (\S+)$", line).groups())  # type: ignore[union-attr]
+    epoch, wiki, books = (float(x) for x in re.search(r"12/12 +(\S+) .* wiki (\S+) books (\S+)$", line).groups())  # type: ignore[union-attr]
     assert " 96 " in line and wiki == pytest.approx(epoch, abs=0.01) and books == pytest.approx(2 * epoch, abs=0.02)
     last = [record for record in records(tmp_path / "w") if record["kind"] == "train"][-1]
     assert (last["step"], last["position"], round(last["epoch/books"], 3)) == (12, 96, books)

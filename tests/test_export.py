@@ -20,7 +20,8 @@ from flax import traverse_util
 from albert_jax.config import AlbertConfig
 from albert_jax.model import FlaxAlbertForPreTraining
 from albert_jax.tokenization import AlbertTokenizer
-from albert_jax.training.checkpoint import Checkpoints, versions
+from albert_jax.training.checkpoint import Checkpoints
+from albert_jax.training.identity import versions
 from albert_jax.training.recipe import pretraining
 from albert_jax.training.sharding import make_mesh
 from albert_jax.training.step import initial_parameters, initial_state

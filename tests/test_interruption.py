@@ -60,7 +60,7 @@ def test_a_signal_while_the_run_prepares_ends_it_at_once_and_the_same_command_st
     process.send_signal(signal.SIGTERM)
     assert process.wait() == EXIT_INTERRUPTED
     out, err = process.communicate()
-    assert "interrupted by SIGTERM during 'restore': nothing new to save" in out and not err
+    assert "interrupted by SIGTERM during 'compile': nothing new to save" in out and not err
     resumed = runs.train(runs.arguments(workdir))
     assert resumed.status == 0 and records(workdir) == records(straight)
 

@@ -264,6 +264,15 @@ def test_a_signal_in_the_midst_of_a_compilation_ends_the_run_within_a_moment(ser
     assert child.seconds < REACTION
 
 
+def test_nothing_is_compiled_once_a_run_trains(server: Server, runs: Runs, tmp_path: pathlib.Path) -> None:
+    """There a signal could not be answered before the compilation is over, as steps wait to be saved."""
+    child = server.start(runs.arguments(tmp_path / "w", {"steps": 6}))
+    follow([child])
+    compiled = collections.Counter(line for _, line in child.lines if line.startswith("compiled "))
+    assert child.status == 0 and compiled["compiled compile"]
+    assert compiled.keys() <= {f"compiled {phase}" for phase in ("start", *PREPARING)}
+
+
 def test_a_signal_while_modules_are_imported_ends_the_run_at_once(runs: Runs, tmp_path: pathlib.Path) -> None:
     """Python tells of each import on standard error; JAX's takes seconds."""
     arguments = runs.arguments(tmp_path / "w")

@@ -39,8 +39,8 @@ def curves(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
 def terminated(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Finished, Finished]:
     """SIGTERM while step 7 is about to run and again while the final save is under way; then the same command."""
     workdir = tmp_path_factory.mktemp("terminated") / "w"
-    process = runs.start(runs.arguments(workdir), hold="step:6,save:9")
-    for place in ("step:6", "save:9"):
+    process = runs.start(runs.arguments(workdir), hold="step:6,save:8")
+    for place in ("step:6", "save:8"):
         wait_for(process, f"held {place}")
         process.send_signal(signal.SIGTERM)
         release(process)
@@ -63,13 +63,13 @@ def killed(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathli
 def test_sigterm_saves_after_the_steps_in_flight_and_exits_with_75(terminated):
     _, interrupted, _ = terminated
     assert interrupted.status == 75, interrupted.err
-    assert "interrupted by SIGTERM: step 9 is saved" in interrupted.out
+    assert "interrupted by SIGTERM: step 8 is saved" in interrupted.out
     assert interrupted.err == ""
 
 
 def test_a_second_sigterm_during_the_final_save_does_no_harm(terminated):
     workdir, interrupted, resumed = terminated
-    assert interrupted.status == 75 and "resumed from step 9" in resumed.out
+    assert interrupted.status == 75 and "resumed from step 8" in resumed.out
     assert not list((workdir / "checkpoints").glob("damaged-*"))
 
 

@@ -132,6 +132,7 @@ class _FileLock:
 
     def __init__(self, workdir: pathlib.Path):
         self._workdir, self._descriptor = workdir, -1
+        self._made = not workdir.exists()
 
     def acquire(self) -> None:
         try:
@@ -178,6 +179,8 @@ class _FileLock:
             return
         with contextlib.suppress(OSError):
             (self._workdir / _NAME).unlink()
+            if self._made:  # a run that was refused leaves no empty directory behind; one with anything in it stays
+                self._workdir.rmdir()
         os.close(self._descriptor)
         self._descriptor = -1
 

@@ -21,6 +21,7 @@ _TRASH = ".trash"
 _COMMITTED = "commit_success.txt"
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _DAMAGED = "damaged-"
+_PROBE = 4096  # bytes
 
 
 def absolute(workdir: str | os.PathLike[str]) -> epath.Path:
@@ -52,6 +53,19 @@ class SavedSteps:
         for name in self._names():
             if name == _TRASH or _TEMPORARY in name or (name.isdigit() and not self._is_whole(name)):
                 self._remove(name)
+
+    def try_to_write(self) -> None:
+        """Writes a small file and removes it again.
+
+        Raises:
+          OSError, or what the store's client raises: where it cannot be written.
+        """
+        probe = self._directory / f"probe{_TEMPORARY}"
+        try:
+            probe.write_bytes(bytes(_PROBE))
+        finally:
+            with contextlib.suppress(Exception):
+                probe.unlink(missing_ok=True)
 
     def discard(self, step: int) -> None:
         """Removes what a failed save of a step has left; a step that is whole stays."""
@@ -114,7 +128,12 @@ class SavedSteps:
 
     def _remove(self, name: str) -> None:
         if not self._remote:
-            shutil.rmtree(self._directory / name, ignore_errors=True)
+            path = self._directory / name
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
             return
         with contextlib.suppress(FileNotFoundError):
             filesystem(str(self._directory)).rm(f"{self._directory}/{name}", recursive=True)

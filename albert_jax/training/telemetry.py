@@ -43,7 +43,6 @@ _COLUMNS = (
     ("good", 6, "goodput", ".1%"),
 )
 _HEADING_EVERY = 25  # lines
-_SCREEN = 160  # characters; what would make a line longer is only recorded
 _OF_INTERVAL = ("seconds", "input_wait_seconds", "tokens", "flops")  # what the host measures of a log interval
 _NO_CURVES = ("time", "wall_s", "seconds")  # in `timing`, from which goodput is computed
 
@@ -240,9 +239,7 @@ class Telemetry:
         line = f"{step:>{digits}}/{self._steps}" + "".join(cells) + f" {duration(values['eta_s']):>10}"
         notes = [f"skipped {values['skipped']:,}"] if values.get("skipped") else []
         notes += [f"{k.removeprefix('epoch/')} {v:.3f}" for k, v in values.items() if k.startswith("epoch/")]
-        for note in notes:
-            line += f" {note}" if len(line) + len(note) < _SCREEN else ""
-        return line
+        return " ".join([line, *notes])
 
 
 # --- the clock --------------------------------------------------------------------------------------------------------

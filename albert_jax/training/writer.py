@@ -29,7 +29,6 @@ META = "meta/metadata"  # a step's file beside Orbax's
 # Orbax measures its own timeout by the wall clock, which may be set while a save is under way.
 _NEVER = 4_000_000_000
 _PHASES = ("async_write_complete", "async_commit_complete")  # Orbax's names: all is written, process 0 has committed
-_PROBE = 4096  # bytes that a folder's first file has
 _saves = itertools.count()  # all processes start the same saves in the same order
 
 
@@ -94,6 +93,22 @@ class _Save(threading.Thread):
             say(f"{self.name}/{phase}", self.word)
         if first():
             self._failed(self.word)
+        _end_stragglers()
+
+
+def _end_stragglers() -> None:
+    """Orbax gives up at the first error, while its other threads still write, into the folder of the next attempt.
+
+    A thread that waits for its folder has no event loop yet. Told to give up, it writes nothing when it wakes, so it
+    need not be waited for, which would take minutes.
+    """
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax."):
+            waits = getattr(thread, "loop", None) is None
+            if waits:
+                thread.cancel()  # type: ignore[attr-defined]
+            # Its own `join` measures by the wall clock and raises what it ended with.
+            threading.Thread.join(thread, 1.0 if waits else None)
 
 
 class Writer:
@@ -167,13 +182,9 @@ class Writer:
         self._save.copied.wait()
 
     def _why_not_writable(self) -> str:
-        """Tries to write a file: where Orbax could make no folder, its other threads would wait for it for minutes."""
-        probe = self._folder.parent / f"probe.{self._folder.name}"
+        """Tries to write: where Orbax could make no folder, its other threads would wait for it for minutes."""
         try:
-            try:
-                probe.write_bytes(bytes(_PROBE))
-            finally:
-                probe.unlink(missing_ok=True)
+            self._steps.try_to_write()
         except Exception as e:
             return f"{'process 0: ' if several() else ''}{first_line(e)}"
         return ""
