@@ -368,7 +368,7 @@ def _report_all(reporter: Reporter) -> None:
     ):
         reporter.around(owner, name, pass_time, pass_time)
     _report_saves(reporter, writer.Writer)
-    jax.monitoring.register_event_duration_secs_listener(compiled)
+    jax.monitoring.register_event_duration_secs_listener(compiled)  # type: ignore[arg-type]
     sys.addaudithook(reporter.pass_time)
 
 

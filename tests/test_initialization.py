@@ -86,6 +86,7 @@ def test_a_run_starts_with_exactly_these_weights_and_a_fresh_optimizer(
     with Interruption() as interruption, WorkdirLock(tmp_path / "w") as lock:
         run = Run(config, tmp_path / "w", lock, interruption)
     run.checkpoints.close()
+    assert run.telemetry is not None
     run.telemetry.close()
     params = leaves(run.state.params)
     assert params.keys() == trained.keys() and all(same(params[name], trained[name]) for name in trained)

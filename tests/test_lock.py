@@ -69,11 +69,15 @@ def test_a_killed_holder_leaves_a_lock_that_is_free(tmp_path, holder):
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
 
 
-def test_a_released_lock_leaves_no_file_and_can_be_taken_again(tmp_path):
+def test_a_released_lock_leaves_nothing_and_can_be_taken_again(tmp_path):
     for _ in range(2):
         with WorkdirLock(tmp_path / "new" / "w"), pytest.raises(UserError, match=f"use by process {os.getpid()} on"):
             WorkdirLock(tmp_path / "new" / "w").acquire()
-        assert list((tmp_path / "new" / "w").iterdir()) == []
+        assert not (tmp_path / "new" / "w").exists()
+    (tmp_path / "mine").mkdir()
+    with WorkdirLock(tmp_path / "mine"):
+        pass
+    assert list((tmp_path / "mine").iterdir()) == []  # a directory that was there stays
 
 
 def test_a_lock_file_that_is_removed_between_opening_and_locking_is_not_taken_for_the_lock(tmp_path, monkeypatch):

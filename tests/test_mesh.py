@@ -132,9 +132,9 @@ def test_a_mean_of_means_would_be_noticed(alone, monkeypatch):
 # --- what is where ----------------------------------------------------------------------------------------------------
 
 
-def bytes_on_a_device(config: ml_collections.ConfigDict, *shape: int) -> tuple[int, int]:
+def bytes_on_a_device(config: ml_collections.ConfigDict, data: int, fsdp: int = 1, tensor: int = 1) -> tuple[int, int]:
     """Of parameters and of optimizer state."""
-    state = abstract_state(config, make_mesh(*shape))
+    state = abstract_state(config, make_mesh(data, fsdp, tensor))
 
     def held(tree: Any) -> int:
         return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * 4 for x in jax.tree.leaves(tree))
@@ -156,7 +156,7 @@ def test_fsdp_and_tensor_split_parameters_and_moments_and_shard_optimizer_moment
 def test_the_published_sizes_can_be_split_as_the_default_rules_say():
     for size, tensor in (("base", 4), ("large", 16), ("xlarge", 16), ("xxlarge", 16)):
         config = pretraining(AlbertConfig.published(size))
-        mesh = jax.sharding.AbstractMesh((2, 4, tensor), ("data", "fsdp", "tensor"))
+        mesh: Any = jax.sharding.AbstractMesh((2, 4, tensor), ("data", "fsdp", "tensor"))
         where, _ = steps.placements(jax.eval_shape(lambda c=config: initial_parameters(c)), config, mesh)
         matrices = [at for path, at in traverse_util.flatten_dict(where, sep="/").items() if "kernel" in path]
         assert all(at.fsdp is not None for at in matrices)
