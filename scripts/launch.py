@@ -214,7 +214,8 @@ class Events:
         signal.set_wakeup_fd(writing)  # a signal that comes just before the waiting still ends it
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         for number in _FORWARDED:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            # nohup has SIGHUP ignored, and so it stays; that a shell ignores SIGINT in the background does not count.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._note)
         return self
 

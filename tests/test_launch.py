@@ -52,6 +52,18 @@ sys.exit(int(word))
 """
 
 
+def heard() -> None:
+    """Lets a program hear what the shell that runs the tests ignores, as nohup and `&` have it."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def heard_but_for_hangups() -> None:
+    """As nohup has it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 class Launcher:
     """Runs scripts/launch.py and reads what it and its processes leave."""
 
@@ -60,7 +72,9 @@ class Launcher:
         self.program = place / "program.py"
         self.program.write_text(PROGRAM)
 
-    def start(self, plan: list[list[str]], *options: str, more: tuple[str, ...] = (), **environment: str) -> Any:
+    def start(
+        self, plan: list[list[str]], *options: str, more: tuple[str, ...] = (), hears: Any = heard, **environment: str
+    ) -> Any:
         """Starts it; `plan` has a list of words for each start of the processes."""
         tail = [str(self.program), str(self.place), json.dumps(plan), *more]
         return subprocess.Popen(
@@ -70,6 +84,7 @@ class Launcher:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=hears,
         )
 
     def run(self, plan: list[list[str]], *options: str, **rest: Any) -> tuple[int, str, str]:
@@ -269,11 +284,7 @@ def test_the_wish_for_a_profile_reaches_the_first_process_and_stops_nothing(laun
 
 
 def test_a_launcher_that_ignores_hangups_goes_on(launcher: Launcher) -> None:
-    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited, as from nohup
-    try:
-        process = launcher.start([["wait"], ["0"]], "--restarts=1")
-    finally:
-        signal.signal(signal.SIGHUP, previous)
+    process = launcher.start([["wait"], ["0"]], "--restarts=1", hears=heard_but_for_hangups)
     (pid,) = until_ready(process, 1)
     process.send_signal(signal.SIGHUP)
     os.kill(pid, signal.SIGKILL)
