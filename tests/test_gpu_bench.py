@@ -66,6 +66,7 @@ def folder(text: pathlib.Path, vocabulary: pathlib.Path, tmp_path_factory: pytes
     return made
 
 
+@pytest.mark.slow  # a minute of both cores
 def test_the_rehearsal_trains_interrupts_resumes_and_compares(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     plans = {path.name for path in (folder / "data" / "plans").iterdir()}
     done = shell("run", folder, "--rehearse", "--size", "base", OUT=str(tmp_path))
