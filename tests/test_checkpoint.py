@@ -269,7 +269,7 @@ def test_failed_saves_in_the_background_are_counted_and_cost_neither_the_run_nor
         for step in (3, 4, 5):
             checkpoints.save(small(step, size=1 << 16), step * 8, block=False)
             checkpoints.wait()
-            assert listed(directory) == ["1", "2"]
+            assert SavedSteps(directory).whole() == [1, 2]
     for number, step in enumerate((3, 4, 5), 1):
         assert f"the checkpoint of step {step} could not be written to {directory} (" in caplog.text
         assert f"failure {number} in a row; training goes on and saves again after checkpoint.every" in caplog.text

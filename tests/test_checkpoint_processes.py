@@ -136,7 +136,7 @@ class _Process:
             checkpoints.wait()
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             distributed.meet("room")
-            self.told[f"no room in {without}"] = (list(self.warnings), self.listed(), checkpoints._steps)
+            self.told[f"no room in {without}"] = (list(self.warnings), self.whole(), checkpoints._steps)
         if self.index == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
         checkpoint.time.sleep = lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -169,6 +169,9 @@ class _Process:
 
     def listed(self) -> list[str]:
         return sorted(path.name for path in (self.workdir / "checkpoints").iterdir())
+
+    def whole(self) -> list[str]:
+        return [name for name in self.listed() if name.isdigit()]
 
     def lost(self) -> None:
         """Process 1 is killed when its part is written, and process 0 waits for it."""

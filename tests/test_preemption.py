@@ -46,6 +46,9 @@ KILLS, MOST_STARTS = 64, 120
 REACTION = 3.0  # seconds from a signal to the end while a run prepares: one is promised, on cores that are free
 # Two lengths of rows, so that a run compiles twice; enough steps for about twenty kills.
 LONG = {"steps": 100, "data.phases": "24:50"}
+# The second of two processes finds no compiled programs on the disk, as JAX has the first alone write them; dropout takes
+# most of the compilation, and tests/test_processes.py has it.
+PAIR = {"model.hidden_dropout_prob": 0.0, "model.attention_probs_dropout_prob": 0.0}
 OCCURRENCES = {"step": 9, "evaluate": 2, "save": 2, "retention": 2}  # of a phase in a process, one of which is hit
 PLACES = {"data": 20, "restore": 20, "step": 4, "evaluate": 4, "save": 16, "retention": 30}  # in a phase, about
 SIGNALS = {
@@ -167,15 +170,17 @@ def whole_steps(workdir: pathlib.Path) -> list[int]:
 
 
 def assert_status_fits(kill: Kill, out: str) -> None:
-    """75 for those that may save, unless the run was finished meanwhile; and what was said to be saved is there."""
-    done = kill.status == 0 and "finished: step" in out
+    """75 for those that may save, and they have, unless the run was finished or only prepared; else at once."""
+    done, last_words = kill.status == 0 and "finished: step" in out, out.splitlines()[-3:]
     if kill.signals == "SIGKILL":
-        assert kill.status == -signal.SIGKILL or done, f"{kill}: {out}"
+        assert kill.status == -signal.SIGKILL or done, (kill, last_words)
         return
-    assert kill.status == EXIT_INTERRUPTED or done, f"{kill}: {out}"
-    if kill.phase in PREPARING and kill.process == "forked":
-        assert f"during '{kill.phase}': nothing new to save" in out, f"{kill}: {out}"
-        assert kill.seconds < REACTION, f"{kill}: answered too late"
+    assert kill.status == EXIT_INTERRUPTED or done, (kill, last_words)
+    if kill.phase in PREPARING:
+        assert any(f"during '{kill.phase}': nothing new to save" in line for line in last_words), (kill, last_words)
+        assert kill.seconds < REACTION, (kill, "answered too late")
+    else:
+        assert done or any("is saved in" in line for line in last_words), (kill, last_words)
 
 
 def assert_left_as_it_said(workdir: pathlib.Path, out: str) -> None:
@@ -218,7 +223,7 @@ def server(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 def straight_pair(server: Server, runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The workdir of an undisturbed run in two processes."""
     workdir = tmp_path_factory.mktemp("pair") / "w"
-    processes = start_pair(server, runs.arguments(workdir))
+    processes = start_pair(server, runs.arguments(workdir, PAIR))
     follow(processes)
     assert [process.status for process in processes] == [0, 0], [process.err for process in processes]
     return workdir
@@ -266,7 +271,7 @@ def test_a_signal_in_the_midst_of_a_compilation_ends_the_run_within_a_moment(ser
 
 def test_nothing_is_compiled_once_a_run_trains(server: Server, runs: Runs, tmp_path: pathlib.Path) -> None:
     """There a signal could not be answered before the compilation is over, as steps wait to be saved."""
-    child = server.start(runs.arguments(tmp_path / "w", {"steps": 6}))
+    child = server.start(runs.arguments(tmp_path / "w"))
     follow([child])
     compiled = collections.Counter(line for _, line in child.lines if line.startswith("compiled "))
     assert child.status == 0 and compiled["compiled compile"]
@@ -415,16 +420,12 @@ def test_sixty_kills_at_random_moments_of_all_phases_leave_no_trace_in_the_resul
 
 
 def test_of_two_processes_one_is_told_to_stop_and_both_save_the_same_step(server, runs, straight_pair, tmp_path):
-    """Then one is killed, the other notices, and both are started again."""
     workdir, moments = tmp_path / "w", random.Random(SEED)
-    asked = start_pair(server, runs.arguments(workdir))
+    asked = start_pair(server, runs.arguments(workdir, PAIR))
     kill_of_pair(asked, [1], "SIGTERM", "step", moments)
-    assert [process.status for process in asked] == [EXIT_INTERRUPTED] * 2, [process.err for process in asked]
+    check_pair(asked, "SIGTERM", [1])
     assert_left_as_it_said(workdir, asked[0].out)
-    left = start_pair(server, runs.arguments(workdir))
-    kill_of_pair(left, [1], "SIGKILL", "step", moments)
-    assert left[1].status == -signal.SIGKILL and left[0].status in (EXIT_STUCK, -signal.SIGABRT)
-    last = start_pair(server, runs.arguments(workdir))
+    last = start_pair(server, runs.arguments(workdir, PAIR))
     follow(last)
     assert [process.status for process in last] == [0, 0], [process.err for process in last]
     assert_same_run(straight_pair, workdir, STEPS)
@@ -466,7 +467,7 @@ def test_two_processes_agree_on_every_end_and_end_as_undisturbed_ones(server, ru
         print()
         for phase, signals, victims in moments.sample(asked + killed, len(asked + killed)):
             compile_anew = phase == "compile"
-            pair = start_pair(server, runs.arguments(workdir), slow=phase, compile_anew=compile_anew)
+            pair = start_pair(server, runs.arguments(workdir, PAIR), slow=phase, compile_anew=compile_anew)
             for kill in kill_of_pair(pair, victims, signals, phase, moments, 5.0):
                 print(kill, flush=True)
             check_pair(pair, signals, victims)
@@ -474,7 +475,7 @@ def test_two_processes_agree_on_every_end_and_end_as_undisturbed_ones(server, ru
             if pair[0].status == 0:
                 assert_same_run(straight_pair, workdir, STEPS)
                 workdir = workdir.with_name(workdir.name + "w")
-        last = start_pair(server, runs.arguments(workdir))
+        last = start_pair(server, runs.arguments(workdir, PAIR))
         follow(last)
     assert [process.status for process in last] == [0, 0], [process.err for process in last]
     assert_same_run(straight_pair, workdir, STEPS)
@@ -500,7 +501,7 @@ def test_the_launcher_starts_both_again_when_one_is_killed_and_they_end_as_undis
     runs, straight_pair, tmp_path
 ):
     workdir, moments = tmp_path / "w", random.Random(SEED)
-    launched = Launched(runs, tmp_path, runs.arguments(workdir), restarts=4)
+    launched = Launched(runs, tmp_path, runs.arguments(workdir, PAIR), restarts=4)
     for victim in (1, 0, 1):
         launched.kill_in_step(victim, moments.randint(1, 4))
     status, said = launched.finish()

@@ -103,6 +103,7 @@ class Checkpoints:
         self._failures = 0  # in a row; counted by the first process
         self._attempt = 0  # of the save that training waits for; 0 where it does not
         self._surplus: list[int] = []  # steps to be deleted that could not be
+        self._half_written: list[int] = []  # steps of failed saves
         self._under_way: int | None = None  # the step that is being saved
         self._writer = Writer(self._saved, lock.check_here if lock else lambda: None)
 
@@ -183,8 +184,10 @@ class Checkpoints:
         self._writer.start(step, items, meta, done=lambda: self._retain(old), failed=lambda why: self._warn(step, why))
 
     def _retain(self, old: list[int]) -> None:
-        """In the background, once a newer step is durable: deletes old ones."""
+        """In the background, once a newer step is durable: deletes old ones, and what failed saves left."""
         self._failures = 0
+        while self._half_written:  # a second time: some write may have been under way at the first
+            self._discard(self._half_written.pop())
         self._surplus += old
         try:
             while self._surplus:
@@ -216,6 +219,7 @@ class Checkpoints:
         self._under_way = None
         if why:
             by_first(lambda: self._discard(step))
+            self._half_written.append(step)
         else:
             self._steps, self._durable = [*self._steps, step][-self._keep :], step
         return why

@@ -99,6 +99,7 @@ class _Save(threading.Thread):
 def _end_stragglers() -> None:
     """Orbax gives up at the first error, while its other threads still write, into the folder of the next attempt.
 
+    What tensorstore itself still writes then does no harm there: its files have random names, and nothing names them.
     A thread that waits for its folder has no event loop yet. Told to give up, it writes nothing when it wakes, so it
     need not be waited for, which would take minutes.
     """
