@@ -133,7 +133,7 @@ def lower_step(config: ml_collections.ConfigDict, devices: list[Any], rows: int)
       UserError: where rows, mesh and micro-batches do not fit each other.
     """
     from albert_jax.training.sharding import make_mesh, row_shards
-    from albert_jax.training.step import abstract_batch, abstract_control, abstract_state, make_train_step
+    from albert_jax.training.step import abstract_batch, abstract_parts, abstract_state, make_train_step
 
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     parts = config.batch.accumulation
@@ -143,7 +143,7 @@ def lower_step(config: ml_collections.ConfigDict, devices: list[Any], rows: int)
             "batch.size or batch.accumulation."
         )
     state, batch = abstract_state(config, mesh), abstract_batch(config, mesh, rows)
-    return make_train_step(config, mesh).lower(state, batch, abstract_control(mesh))
+    return make_train_step(config, mesh).lower(state, batch, abstract_parts(mesh))
 
 
 def compile_step(config: ml_collections.ConfigDict, chips: Slice, rows: int) -> Figures | TooLarge:

@@ -94,7 +94,7 @@ class Run:
 
     def last(self, name: str) -> Any:
         """The newest value that was measured under a name, None where there is none."""
-        measured = (record for record in reversed(self.records) if record["kind"] in ("train", "eval"))
+        measured = (record for record in reversed(self.records) if record["kind"] in ("train", "eval", "progress"))
         return next((record[name] for record in measured if name in record), None)
 
 
@@ -373,7 +373,7 @@ def events(runs: Sequence[Run]) -> list[Row]:
     ]
     for run in runs:
         for record in run.records:
-            if record["kind"] not in ("train", "eval"):
+            if record["kind"] not in ("train", "eval", "progress"):
                 lost = record.get("lost_steps", record["from"] - record["step"] if "from" in record else None)
                 details = ", ".join(f"{key} {_cell(value)}" for key, value in record.items() if key not in _OWN)
                 when = _moment(record.get("time")), _seconds(record.get("wall_s"))

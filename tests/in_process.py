@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from albert_jax.training.interruption import Interruption
+from albert_jax.training.interruption import STOP, Interruption
 from albert_jax.training.lock import WorkdirLock
 from albert_jax.training.loop import Run
 from configs import quickstart
@@ -26,14 +26,15 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, stop_after: in
     Args:
       config: of the run.
       workdir: of the run.
-      stop_after: a step before which the wish to stop comes, as by a signal.
+      stop_after: a step after which the wish to stop comes, as by a signal while the next one is being started.
     """
     with Interruption() as interruption, WorkdirLock(workdir) as lock:
         started = Run(config, workdir, lock, interruption)
         take_step = started._take_step
 
         def stopping(*args: Any) -> Any:
-            interruption.requested |= started.step == stop_after
+            if started.step == stop_after:
+                interruption.request(STOP)
             return take_step(*args)
 
         started._take_step = stopping  # type: ignore[method-assign,assignment]

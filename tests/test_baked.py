@@ -30,7 +30,7 @@ from albert_jax.data.tfrecords import read_records, write_record
 from albert_jax.errors import UserError
 from albert_jax.training.recipe import pretraining
 from albert_jax.training.sharding import make_mesh, place_batch
-from albert_jax.training.step import initial_parameters, initial_state, make_control, make_read_sums, make_train_step
+from albert_jax.training.step import MEASURES, initial_parameters, initial_state, make_train_step, place_parts
 from pretrain_data.tfrecords import write_tfrecords
 from tests.peers import transformers4
 from tests.text_store import FIRST, MemoryStore, made_up_vocabulary, numbered, read_batch
@@ -590,8 +590,8 @@ def test_a_training_step_on_baked_rows_has_a_finite_loss(folder: pathlib.Path) -
     mesh = make_mesh(1)
     state = initial_state(config, initial_parameters(config), mesh)
     batch = stream_of(folder).batch(0, 8)
-    state, _ = make_train_step(config, mesh)(state, place_batch(batch, mesh), make_control(mesh))
-    means = jax.device_get(make_read_sums(config, mesh)(state)[0])
+    _, outcome = make_train_step(config, mesh)(state, place_batch(batch, mesh), place_parts(1, mesh))
+    means = dict(zip(MEASURES, jax.device_get(outcome.means), strict=True))
     # An untrained model guesses.
     assert float(means["loss"]) == pytest.approx(np.log(VOCABULARY) + np.log(2), rel=0.05)
     assert float(means["real_share"]) == pytest.approx(np.mean(batch.example_ids > 0))

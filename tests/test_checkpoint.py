@@ -30,8 +30,8 @@ from albert_jax.training.guard import new_guard
 from albert_jax.training.identity import claim_workdir
 from albert_jax.training.saved_steps import SavedSteps
 from albert_jax.training.sharding import make_mesh
-from albert_jax.training.step import TrainState, initial_parameters, initial_state, zero_sums
-from tests.runs import STEPS, TINY, Runs, arrays, records, release, wait_for
+from albert_jax.training.step import TrainState, initial_parameters, initial_state
+from tests.runs import STEPS, TINY, Runs, arrays, progress, records, release, wait_for
 
 pytest_plugins = ["tests.runs"]
 # Orbax gives up its other reads of a bad file with these.
@@ -124,7 +124,7 @@ SOME_RUN = {
 def small(step: int, size: int = 64) -> TrainState:
     value = jnp.arange(size, dtype=jnp.float32) + step
     moments = {"mu": {"w": -value}, "count": jnp.int32(step)}
-    return TrainState({"w": value}, moments, jnp.int32(step), zero_sums(), new_guard())
+    return TrainState({"w": value}, moments, jnp.int32(step), new_guard())
 
 
 def wait_for_step(workdir: pathlib.Path, step: int) -> None:
@@ -140,7 +140,7 @@ def listed(directory: pathlib.Path) -> list[str]:
 def test_retention_keeps_the_newest_and_leaves_no_trash(tmp_path):
     checkpoints = Checkpoints(tmp_path, 3, SOME_RUN)
     for step in range(1, 9):
-        checkpoints.save(small(step), step * 8, block=step % 2 == 0)
+        checkpoints.save(small(step), progress(step), block=step % 2 == 0)
         trash = tmp_path / "checkpoints" / ".trash"
         assert not trash.exists() or len(list(trash.iterdir())) <= 1
     checkpoints.close()
@@ -149,16 +149,16 @@ def test_retention_keeps_the_newest_and_leaves_no_trash(tmp_path):
 
 def test_a_step_that_is_there_is_not_written_again(tmp_path):
     checkpoints = Checkpoints(tmp_path, 2, SOME_RUN)
-    checkpoints.save(small(1), 8, block=True)
+    checkpoints.save(small(1), progress(1), block=True)
     before = (tmp_path / "checkpoints" / "1").stat().st_mtime_ns
-    checkpoints.save(small(1), 8, block=True)
+    checkpoints.save(small(1), progress(1), block=True)
     checkpoints.close()
     assert (tmp_path / "checkpoints" / "1").stat().st_mtime_ns == before
 
 
 def test_what_a_killed_save_and_a_killed_deletion_left_is_cleaned_up_and_never_restored(tmp_path):
     checkpoints = Checkpoints(tmp_path, 2, SOME_RUN)
-    checkpoints.save(small(1), 8, block=True)
+    checkpoints.save(small(1), progress(1), block=True)
     checkpoints.close()
     directory = tmp_path / "checkpoints"
     (directory / ".trash").mkdir(exist_ok=True)
@@ -168,7 +168,7 @@ def test_what_a_killed_save_and_a_killed_deletion_left_is_cleaned_up_and_never_r
     again = Checkpoints(tmp_path, 2, SOME_RUN)
     restored = again.restore(small(0))
     again.close()
-    assert restored is not None and int(restored.state.step) == 1 and restored.position == 8
+    assert restored is not None and int(restored.state.step) == 1 and restored.meta["position"] == 8
     assert listed(directory) == ["1"]
 
 
@@ -179,7 +179,7 @@ def test_fewer_than_two_kept_checkpoints_are_refused(tmp_path):
 
 def test_checkpoints_of_another_run_are_refused_whatever_run_json_says(tmp_path):
     checkpoints = Checkpoints(tmp_path, 2, SOME_RUN)
-    checkpoints.save(small(1), 8, block=True)
+    checkpoints.save(small(1), progress(1), block=True)
     checkpoints.close()
     again = Checkpoints(tmp_path, 2, SOME_RUN | {"data_fingerprint": "other"})
     with pytest.raises(UserError, match="data_fingerprint was d and is now other"):
@@ -198,7 +198,7 @@ def saved(directory: pathlib.Path, *steps: int, keep: int = 2) -> Checkpoints:
     """Checkpoints of small states, all durable."""
     checkpoints = Checkpoints(directory, keep, SOME_RUN)
     for step in steps:
-        checkpoints.save(small(step), step * 8, block=True)
+        checkpoints.save(small(step), progress(step), block=True)
     return checkpoints
 
 
@@ -210,7 +210,7 @@ def restored_step(directory: pathlib.Path) -> int | None:
     if restored is None:
         return None
     step = int(restored.state.step)
-    assert restored.position == step * 8 and as_bytes(restored.state) == as_bytes(small(step))
+    assert restored.meta["position"] == step * 8 and as_bytes(restored.state) == as_bytes(small(step))
     return step
 
 
@@ -219,12 +219,12 @@ def test_a_run_saved_on_eight_devices_is_restored_exactly_on_other_meshes(tmp_pa
     def state(mesh: Mesh, *axes: Any) -> TrainState:
         values = np.random.default_rng(3).normal(size=(32, 16)).astype(np.float32)
         scalar = placed(np.int32(5), mesh)
-        sums, guard = jax.tree.map(lambda x: placed(np.asarray(x), mesh), (zero_sums(), new_guard()))
+        guard = jax.tree.map(lambda x: placed(np.asarray(x), mesh), new_guard())
         moments = {"mu": placed(-values, mesh, *axes)}
-        return TrainState({"w": placed(values, mesh, *axes)}, moments, scalar, sums, guard)
+        return TrainState({"w": placed(values, mesh, *axes)}, moments, scalar, guard)
 
     checkpoints = Checkpoints(tmp_path, 2, SOME_RUN)
-    checkpoints.save(state(mesh_of(2, 4), "b", "a"), 40, block=True)
+    checkpoints.save(state(mesh_of(2, 4), "b", "a"), progress(5), block=True)
     checkpoints.close()
     like = state(mesh_of(*shape), None, "a")
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
@@ -267,14 +267,14 @@ def test_failed_saves_in_the_background_are_counted_and_cost_neither_the_run_nor
     checkpoints, directory = saved(tmp_path, 1, 2), tmp_path / "checkpoints"
     with no_room(room):
         for step in (3, 4, 5):
-            checkpoints.save(small(step, size=1 << 16), step * 8, block=False)
+            checkpoints.save(small(step, size=1 << 16), progress(step), block=False)
             checkpoints.wait()
             assert SavedSteps(directory).whole() == [1, 2]
     for number, step in enumerate((3, 4, 5), 1):
         assert f"the checkpoint of step {step} could not be written to {directory} (" in caplog.text
         assert f"failure {number} in a row; training goes on and saves again after checkpoint.every" in caplog.text
     assert caplog.text.count("the last good one is step 2.") == 3
-    checkpoints.save(small(6), 48, block=True)
+    checkpoints.save(small(6), progress(6), block=True)
     checkpoints.close()
     assert listed(directory) == ["2", "6"] and restored_step(tmp_path) == 6
 
@@ -283,9 +283,9 @@ def test_the_count_of_failures_begins_anew_after_a_good_save(tmp_path, caplog):
     checkpoints = saved(tmp_path, 1)
     for step in (2, 4):
         with no_room():
-            checkpoints.save(small(step), step * 8, block=False)
+            checkpoints.save(small(step), progress(step), block=False)
             checkpoints.wait()
-        checkpoints.save(small(step + 1), step * 8 + 8, block=True)
+        checkpoints.save(small(step + 1), progress(step + 1), block=True)
     checkpoints.close()
     assert caplog.text.count("failure 1 in a row") == 2 and "failure 2" not in caplog.text
     assert listed(tmp_path / "checkpoints") == ["3", "5"]
@@ -296,7 +296,7 @@ def test_the_last_save_is_tried_again_and_then_ends_the_run_with_the_last_good_s
     checkpoints = saved(tmp_path, 1)
     form = rf"^the checkpoint of step 2 could not be written to .* in {ATTEMPTS} attempts \(.*\); the last good one is "
     with no_room(), pytest.raises(UserError, match=form):
-        checkpoints.save(small(2), 16, block=True)
+        checkpoints.save(small(2), progress(2), block=True)
     assert [f"attempt {i} of {ATTEMPTS}" in caplog.text for i in range(1, ATTEMPTS + 2)] == [True] * ATTEMPTS + [False]
     checkpoints.close()
     assert listed(tmp_path / "checkpoints") == ["1"]
@@ -312,7 +312,7 @@ def test_a_last_save_that_succeeds_at_the_second_attempt_is_durable(tmp_path, mo
             limited.close()
 
         monkeypatch.setattr(checkpoint.time, "sleep", make_room)
-        checkpoints.save(small(2), 16, block=True)
+        checkpoints.save(small(2), progress(2), block=True)
     checkpoints.close()
     assert pauses == [checkpoint.PAUSE] and restored_step(tmp_path) == 2
 
@@ -320,7 +320,7 @@ def test_a_last_save_that_succeeds_at_the_second_attempt_is_durable(tmp_path, mo
 def test_a_failed_save_that_nothing_comes_after_is_told_at_the_end(tmp_path):
     checkpoints = saved(tmp_path, 1)
     with no_room():
-        checkpoints.save(small(2), 16, block=False)
+        checkpoints.save(small(2), progress(2), block=False)
         with pytest.raises(
             UserError, match=r"the checkpoint of step 2 could not be written .* the last good one is step 1"
         ):
@@ -331,10 +331,10 @@ def test_an_old_checkpoint_that_cannot_be_deleted_fails_no_save_and_is_deleted_l
     checkpoints = saved(tmp_path, 1, 2)
     with monkeypatch.context() as broken:
         broken.setattr(SavedSteps, "delete", raising(OSError("busy")))
-        checkpoints.save(small(3), 24, block=True)
+        checkpoints.save(small(3), progress(3), block=True)
     assert f"old checkpoint 1 of {tmp_path / 'checkpoints'} could not be deleted (busy)" in caplog.text
     assert listed(tmp_path / "checkpoints") == ["1", "2", "3"]
-    checkpoints.save(small(4), 32, block=True)
+    checkpoints.save(small(4), progress(4), block=True)
     checkpoints.close()
     assert listed(tmp_path / "checkpoints") == ["3", "4"]
 
@@ -357,7 +357,7 @@ def test_a_save_that_is_still_under_way_at_the_next_interval_is_waited_for_and_t
     monkeypatch.setattr(checkpoint, "NOTICED", 0.0)
     lock = HeldLock()
     checkpoints = Checkpoints(tmp_path, 2, SOME_RUN, lock)  # type: ignore[arg-type]
-    checkpoints.save(small(1), 8, block=False)
+    checkpoints.save(small(1), progress(1), block=False)
 
     class FreeWhenTold(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -368,7 +368,7 @@ def test_a_save_that_is_still_under_way_at_the_next_interval_is_waited_for_and_t
     handler = FreeWhenTold()
     logging.getLogger("albert_jax.training.checkpoint").addHandler(handler)
     try:
-        checkpoints.save(small(2), 16, block=False)
+        checkpoints.save(small(2), progress(2), block=False)
     finally:
         logging.getLogger("albert_jax.training.checkpoint").removeHandler(handler)
     checkpoints.close()
@@ -382,7 +382,7 @@ def test_a_save_that_never_ends_is_told_after_a_bounded_wait(tmp_path, monkeypat
     lock = HeldLock()
     checkpoints = Checkpoints(tmp_path, 2, SOME_RUN, lock)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"1.orbax-checkpoint-tmp does not end .*: see to the storage and run the same"):
-        checkpoints.save(small(1), 8, block=True)
+        checkpoints.save(small(1), progress(1), block=True)
     lock.free.set()
     checkpoints.close()
 
@@ -393,7 +393,7 @@ def test_a_lost_lock_keeps_a_step_that_is_being_written_from_being_committed(tmp
             raise UserError("the workdir was taken over.")
 
     checkpoints = Checkpoints(tmp_path, 2, SOME_RUN, LostLock())  # type: ignore[arg-type]
-    checkpoints.save(small(1), 8, block=False)
+    checkpoints.save(small(1), progress(1), block=False)
     with pytest.raises(UserError, match="taken over"):
         checkpoints.close()
     assert restored_step(tmp_path) is None
@@ -415,7 +415,7 @@ def test_a_clock_that_is_set_during_a_save_costs_at_most_an_attempt_and_changes_
     checkpoints = Checkpoints(tmp_path, 2, SOME_RUN)
     for step in range(1, 13):
         calls[:] = 0, 1 + (step - 1) * 4  # the question for the time after which it is set, another one in each save
-        checkpoints.save(small(step), step * 8, block=True)
+        checkpoints.save(small(step), progress(step), block=True)
     checkpoints.close()
     monkeypatch.undo()
     assert offset[0] and listed(tmp_path / "checkpoints") == ["11", "12"]
@@ -500,7 +500,7 @@ def test_no_damaged_file_of_the_newest_checkpoint_ever_gives_a_wrong_state(strai
         assert restored is not None
         step = int(restored.state.step)
         assert as_bytes(restored.state) == expected[step], file
-        assert restored.position == step * TINY["batch.size"], file
+        assert restored.meta["position"] == step * TINY["batch.size"], file
         if step == BEFORE:
             fallen_back.add(file.parts[0])
             assert f"checkpoint {NEWEST} of {workdir / 'checkpoints'} is damaged" in caplog.text
@@ -560,7 +560,7 @@ def test_one_changed_digit_in_the_position_is_found(straight, like, tmp_path):
     checkpoints = Checkpoints(tmp_path, 2, identity_of(straight))
     restored = checkpoints.restore(like)
     checkpoints.close()
-    assert restored is not None and restored.position == BEFORE * TINY["batch.size"]
+    assert restored is not None and restored.meta["position"] == BEFORE * TINY["batch.size"]
 
 
 def largest(directory: pathlib.Path) -> pathlib.Path:

@@ -25,7 +25,8 @@ from albert_jax.training import checkpoint, distributed, writer
 from albert_jax.training.checkpoint import Checkpoints
 from albert_jax.training.guard import Guard
 from albert_jax.training.lock import WorkdirLock
-from albert_jax.training.step import Sums, TrainState
+from albert_jax.training.step import TrainState
+from tests.runs import progress
 
 ROOT = pathlib.Path(__file__).parent.parent
 ENVIRONMENT = {
@@ -61,7 +62,6 @@ def state_on(mesh: Mesh, step: int) -> TrainState:
         params={"w": place(weights, "fsdp"), "b": place(weights[0])},
         opt_state={"mu": place(-weights, ("data", "fsdp")), "nu": place(weights**2, "data", "fsdp")},
         step=place(np.int32(step)),
-        sums=Sums(*(place(np.float32(step)) for _ in Sums._fields)),
         guard=Guard(*(place(np.int32(step)) for _ in Guard._fields)),
     )
 
@@ -109,7 +109,7 @@ class _Process:
         if restored is None:
             return None
         step = int(restored.state.step)
-        return step if equal(restored.state, step, self.mesh) and restored.position == 8 * step else "wrong"
+        return step if equal(restored.state, step, self.mesh) and restored.meta["position"] == 8 * step else "wrong"
 
     def all(self) -> None:
         with WorkdirLock(self.workdir) as self.lock:
@@ -119,7 +119,7 @@ class _Process:
             )  # the others wait at the next meeting
             checkpoints = Checkpoints(self.workdir, 2, RUN, self.lock)
             for step in (2, 3, 4):
-                checkpoints.save(state_on(self.mesh, step), 8 * step, block=step == 4)
+                checkpoints.save(state_on(self.mesh, step), progress(step), block=step == 4)
             self.told["kept"] = self.listed()
             self.told["own"] = self.restored()
             self.fail_in_one(checkpoints)
@@ -132,7 +132,7 @@ class _Process:
             self.warnings.clear()
             if self.index == without:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-            checkpoints.save(state_on(self.mesh, step), 8 * step, block=False)
+            checkpoints.save(state_on(self.mesh, step), progress(step), block=False)
             checkpoints.wait()
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             distributed.meet("room")
@@ -140,7 +140,7 @@ class _Process:
         if self.index == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
         checkpoint.time.sleep = lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        checkpoints.save(state_on(self.mesh, 7), 56, block=True)
+        checkpoints.save(state_on(self.mesh, 7), progress(7), block=True)
         checkpoints.close()
         self.told["second attempt"] = self.restored()
 
@@ -158,7 +158,7 @@ class _Process:
         self.warnings.clear()
         self.told["damaged in 1"] = (self.restored(), list(self.warnings), self.listed())
         checkpoints = Checkpoints(self.workdir, 2, RUN, self.lock)
-        checkpoints.save(state_on(self.mesh, 7), 56, block=True)
+        checkpoints.save(state_on(self.mesh, 7), progress(7), block=True)
         checkpoints.close()
         broken, error = 0, OSError(5, "Input/output error")
         try:
@@ -181,7 +181,7 @@ class _Process:
             if self.index == 1:
                 writer.agree = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
             try:
-                checkpoints.save(state_on(self.mesh, 9), 72, block=True)
+                checkpoints.save(state_on(self.mesh, 9), progress(9), block=True)
             except distributed.LostPeerError as e:
                 self.told["lost"] = str(e)
             self.told["listed"] = self.listed()
@@ -233,7 +233,7 @@ def two(part: str, workdir: pathlib.Path) -> list[tuple[int, dict[str, Any], str
 
 def save_here(workdir: pathlib.Path) -> None:
     checkpoints = Checkpoints(workdir, 2, RUN)
-    checkpoints.save(state_on(mesh_of(4, 2), 1), 8, block=True)
+    checkpoints.save(state_on(mesh_of(4, 2), 1), progress(1), block=True)
     checkpoints.close()
 
 

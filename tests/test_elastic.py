@@ -11,6 +11,7 @@ import pytest
 
 import train
 from albert_jax.training.interval import Interval
+from albert_jax.training.step import Outcome
 from tests.in_process import run, tiny
 from tests.runs import arrays, records
 
@@ -36,9 +37,9 @@ def test_a_run_saved_on_8_devices_goes_on_with_4_of_another_mesh_and_then_with_1
 def test_the_loop_takes_nothing_to_the_devices_but_what_it_says(data, tmp_path, monkeypatch):
     add = Interval.add
 
-    def careless(self: Interval, *args: object) -> None:
+    def careless(self: Interval, outcome: Outcome, **measured: float) -> None:
         jnp.sin(np.ones(3))
-        add(self, *args)  # type: ignore[arg-type]
+        add(self, outcome, **measured)
 
     monkeypatch.setattr(Interval, "add", careless)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):

@@ -26,6 +26,7 @@ from albert_jax.training.recipe import pretraining
 from albert_jax.training.sharding import make_mesh
 from albert_jax.training.step import initial_parameters, initial_state
 from scripts import export, fill_mask
+from tests.runs import progress
 
 FILES = ["README.md", "config.json", "model.safetensors", "spiece.model", "tokenizer.json", "tokenizer_config.json"]
 
@@ -72,7 +73,7 @@ def make_workdir(workdir: pathlib.Path, architecture: AlbertConfig) -> pathlib.P
     state = initial_state(config, initial_parameters(config), make_mesh(1))
     for step in (0, 7):
         state = state._replace(step=jax.numpy.asarray(step), params=jax.tree.map(lambda x: x + 0.01, state.params))
-        checkpoints.save(state, 4096 + step, block=True)
+        checkpoints.save(state, progress(step), block=True)
     checkpoints.close()
     lines = [
         {"step": step, "kind": "eval", "eval_mlm_loss": 6 + step / 100, "eval_mlm_count": 2048.0} for step in (5, 9)

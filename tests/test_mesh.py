@@ -20,12 +20,12 @@ from albert_jax.training import step as steps
 from albert_jax.training.recipe import pretraining
 from albert_jax.training.sharding import make_mesh, place_batch
 from albert_jax.training.step import (
+    MEASURES,
     abstract_state,
     initial_parameters,
     initial_state,
-    make_control,
-    make_read_sums,
     make_train_step,
+    place_parts,
 )
 from tests.rows import random_batch
 
@@ -83,14 +83,13 @@ class Trained(NamedTuple):
 def train(config: ml_collections.ConfigDict, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Trained:
     mesh = make_mesh(data, fsdp, tensor)
     state = initial_state(config, initial_parameters(config), mesh)
-    step, read, found = make_train_step(config, mesh), make_read_sums(config, mesh), {}
+    step, found = make_train_step(config, mesh), {}
     for k in range(20):
         # Step 0 has a rate of zero, so the first batch is repeated: "one step" is the first that moves anything.
-        state, _ = step(state, place_batch(uneven_batch(max(0, k - 1)), mesh), make_control(mesh))
+        state, outcome = step(state, place_batch(uneven_batch(max(0, k - 1)), mesh), place_parts(2, mesh))
         if k in (1, 19):
-            means, state = read(state)
             params = traverse_util.flatten_dict(jax.device_get(state.params), sep="/")
-            found[k] = {name: float(value) for name, value in means.items()}, params
+            found[k] = dict(zip(MEASURES, map(float, jax.device_get(outcome.means)), strict=True)), params
     return Trained(found[1], found[19])
 
 

@@ -46,8 +46,8 @@ KILLS, MOST_STARTS = 64, 120
 REACTION = 3.0  # seconds from a signal to the end while a run prepares: one is promised, on cores that are free
 # Two lengths of rows, so that a run compiles twice; enough steps for about twenty kills.
 LONG = {"steps": 100, "data.phases": "24:50"}
-# The second of two processes finds no compiled programs on the disk, as JAX has the first alone write them; dropout takes
-# most of the compilation, and tests/test_processes.py has it.
+# The second of two processes finds no compiled programs on the disk, as JAX has the first alone write them; dropout
+# takes most of the compilation, and tests/test_processes.py has it.
 PAIR = {"model.hidden_dropout_prob": 0.0, "model.attention_probs_dropout_prob": 0.0}
 OCCURRENCES = {"step": 9, "evaluate": 2, "save": 2, "retention": 2}  # of a phase in a process, one of which is hit
 PLACES = {"data": 20, "restore": 20, "step": 4, "evaluate": 4, "save": 16, "retention": 30}  # in a phase, about

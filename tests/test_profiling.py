@@ -107,7 +107,7 @@ def test_a_profile_begins_and_ends_when_the_steps_in_flight_have_finished(tmp_pa
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: order.append("stop"))
     profiler = Profiler(tmp_path, at=2, steps=1)
     for step in range(1, 5):
-        profiler.before_step(step, [step])  # type: ignore[list-item]
+        profiler.before_step(step, [step])
     assert order == [[2], "start", [3], "stop"]
 
 

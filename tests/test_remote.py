@@ -30,7 +30,7 @@ from albert_jax.training.identity import claim_workdir
 from albert_jax.training.saved_steps import SavedSteps
 from albert_jax.training.telemetry import Telemetry, read_metrics
 from tests.object_store import ObjectStore, forget
-from tests.runs import STEPS, Finished, Runs, arrays, records, release, wait_for
+from tests.runs import STEPS, Finished, Runs, arrays, progress, records, release, wait_for
 from tests.test_checkpoint import SOME_RUN
 from tests.test_checkpoint import small as small_state
 
@@ -264,7 +264,7 @@ small = functools.partial(small_state, size=5000)
 def saved(*steps: int) -> Checkpoints:
     checkpoints = Checkpoints(RUN, 2, SOME_RUN)
     for step in steps:
-        checkpoints.save(small(step), step * 8, block=True)
+        checkpoints.save(small(step), progress(step), block=True)
     return checkpoints
 
 
@@ -285,7 +285,7 @@ def restored_step() -> int | None:
     if restored is None:
         return None
     step = int(restored.state.step)
-    assert restored.position == step * 8
+    assert restored.meta["position"] == step * 8
     assert np.array_equal(np.asarray(restored.state.params["w"]), np.asarray(small(step).params["w"]))
     return step
 
@@ -340,7 +340,7 @@ def test_a_refused_save_names_the_last_good_step(object_store, monkeypatch):
     checkpoints = saved(1)
     object_store.fail(10_000, method="POST", containing="checkpoints/2/params", status=403)
     with pytest.raises(UserError) as told:
-        checkpoints.save(small(2), 16, block=True)
+        checkpoints.save(small(2), progress(2), block=True)
     assert "step 2 could not be written to gs://bucket/run/checkpoints in 3 attempts (" in str(told.value)
     assert "the last good one is step 1: see that the bucket can be written to" in str(told.value)
     object_store.clear_faults()
@@ -350,8 +350,8 @@ def test_a_refused_save_names_the_last_good_step(object_store, monkeypatch):
 def test_a_store_that_refuses_for_a_while_costs_a_checkpoint_and_leaves_nothing_behind(object_store, caplog):
     checkpoints = saved(1)
     object_store.fail(10_000, method="POST", containing="checkpoints/2/params", status=403)
-    checkpoints.save(small(2), 16, block=False)
-    checkpoints.save(small(3), 24, block=False)
+    checkpoints.save(small(2), progress(2), block=False)
+    checkpoints.save(small(3), progress(3), block=False)
     object_store.clear_faults()
     (told,) = (record.getMessage() for record in caplog.records if "could not be written" in record.getMessage())
     assert told.startswith(
@@ -366,7 +366,7 @@ def test_a_deletion_in_the_store_that_breaks_off_leaves_half_a_step_that_nobody_
     checkpoints = saved(1, 2)
     object_store.fail(10_000, method="DELETE", containing="checkpoints/1/params", status=403)
     object_store.requests.clear()
-    checkpoints.save(small(3), 24, block=True)
+    checkpoints.save(small(3), progress(3), block=True)
     checkpoints.close()
     assert "old checkpoint 1 of gs://bucket/run/checkpoints could not be deleted" in caplog.text
     left = object_store.names("bucket", "run/checkpoints/1/")
@@ -399,7 +399,7 @@ def test_records_reach_the_store_at_each_flush_and_go_on_from_there(object_store
         telemetry.flush()
         flushed = object_store.get("bucket", "run/metrics.jsonl")
         telemetry.log(4, {"loss": jnp.float32(1.25)}, host)
-        telemetry.evaluation(4, {"loss": 2.0})
+        telemetry.evaluation(4, {"loss": 2.0}, 1.0)
         assert object_store.get("bucket", "run/metrics.jsonl") == flushed and flushed.count(b"\n") == 2
     assert not telemetry.directory.exists()
     assert [record["step"] for record in read_metrics(RUN)] == [0, 2, 4, 4]

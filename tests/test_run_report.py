@@ -82,10 +82,11 @@ def steps(telemetry: Telemetry, first: int, last: int, **more: float) -> None:
             "sop_accuracy": 0.75, "learning_rate": 1e-3, "grad_norm": 1.5, "update_norm": 0.02, "param_norm": 90.0,
             "skipped": 2,
         } | more  # fmt: skip
-        telemetry.log(step, {k: v if k == "skipped" else np.float32(v) for k, v in values.items()}, host)
+        shown = {name: host[name] for name in ("epoch", "position", "real_share")}
+        telemetry.log(step, values | shown, {name: host[name] for name in host.keys() - shown.keys()})
         if step % 30 == 0:
             results = {"mlm_loss": 7.125, "mlm_accuracy": 0.3, "sop_accuracy": 0.7, "sop_low": 0.6, "sop_high": 0.8}
-            telemetry.evaluation(step, results | {"unigram_loss": 7.5, "sop_count": 2456})
+            telemetry.evaluation(step, results | {"unigram_loss": 7.5, "sop_count": 2456}, 30.0)
 
 
 def train(workdir: pathlib.Path) -> pathlib.Path:

@@ -10,17 +10,18 @@ from albert_jax.config import AlbertConfig
 from albert_jax.data.rows import with_empty_rows
 from albert_jax.data.stream import IGNORED, Batch
 from albert_jax.errors import UserError
+from albert_jax.training.interval import Interval
 from albert_jax.training.program import read_program
 from albert_jax.training.recipe import pretraining
 from albert_jax.training.sharding import make_mesh, place_batch
 from albert_jax.training.step import (
+    MEASURES,
     abstract_model,
     initial_parameters,
     initial_state,
-    make_control,
     make_eval_step,
-    make_read_sums,
     make_train_step,
+    place_parts,
 )
 from tests.rows import random_batch
 
@@ -57,10 +58,11 @@ def train(config, devices, steps=3):
     mesh = make_mesh(devices)
     state = initial_state(config, initial_parameters(config), mesh)
     step = make_train_step(config, mesh)
+    interval = Interval()
     for k in range(steps):
-        state, _ = step(state, place_batch(uneven_batch(16, k), mesh), make_control(mesh))
-    means, state = make_read_sums(config, mesh)(state)
-    return jax.device_get(means), jax.device_get(state)
+        state, outcome = step(state, place_batch(uneven_batch(16, k), mesh), place_parts(1, mesh))
+        interval.add(jax.device_get(outcome), tokens=0, flops=0, waited=0)
+    return interval.means(), jax.device_get(state)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def test_gradients_are_reduced_once_a_step_whatever_the_accumulation(parts):
     config, mesh = recipe(**{"batch.accumulation": parts}), make_mesh(4)
     state = initial_state(config, initial_parameters(config), mesh)
     batch = place_batch(uneven_batch(16, 0), mesh)
-    compiled = make_train_step(config, mesh).lower(state, batch, make_control(mesh)).compile()
+    compiled = make_train_step(config, mesh).lower(state, batch, place_parts(1, mesh)).compile()
     program = read_program(compiled.as_text())
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert 4 * count <= program.reduced_bytes <= 1.01 * 4 * count
@@ -100,16 +102,13 @@ def test_gradients_are_reduced_once_a_step_whatever_the_accumulation(parts):
 def test_measurements_stay_readable_while_later_steps_use_the_state_up():
     config, mesh = recipe(), make_mesh(2)
     state = initial_state(config, initial_parameters(config), mesh)
-    step, read = make_train_step(config, mesh), make_read_sums(config, mesh)
-    state, _ = step(state, place_batch(uneven_batch(8, 0), mesh), make_control(mesh))
-    first, state = read(state)
-    for k in range(2):
-        state, outcome = step(state, place_batch(uneven_batch(8, k), mesh), make_control(mesh))
-    second, state = read(state)
-    assert float(first["loss"]) > 0 and float(second["loss"]) > 0 and float(first["loss"]) != float(second["loss"])
-    assert int(outcome.step) == 3 and float(state.sums.steps) == 0
-    batch = uneven_batch(8, 0)
-    assert float(first["real_share"]) == pytest.approx(np.mean(batch.example_ids > 0))
+    step, outcomes = make_train_step(config, mesh), []
+    for k in (0, 0, 1):
+        state, outcome = step(state, place_batch(uneven_batch(8, k), mesh), place_parts(1, mesh))
+        outcomes.append(outcome)
+    first, _, third = (dict(zip(MEASURES, outcome.means, strict=True)) for outcome in jax.device_get(outcomes))
+    assert first["loss"] > 0 and third["loss"] > 0 and first["loss"] != third["loss"] and int(state.step) == 3
+    assert first["real_share"] == pytest.approx(np.mean(uneven_batch(8, 0).example_ids > 0))
 
 
 def test_the_logged_rate_is_the_one_that_the_last_step_used():
@@ -123,11 +122,11 @@ def test_evaluation_counts_every_target_and_drops_nothing_out():
     step = make_eval_step(config, mesh)
     batches = [uneven_batch(8, k) for k in range(3)]
     for batch in batches:
-        placed, control = place_batch(batch, mesh), make_control(mesh)
-        totals, _ = step(params, placed, control)
+        placed = place_batch(batch, mesh)
+        totals = step(params, placed)
         assert float(totals.mlm_count) == np.sum(batch.mlm_labels != IGNORED)
         assert float(totals.sop_count) == np.sum(batch.sop_labels != IGNORED)
-        assert [float(x) for x in totals] == [float(x) for x in step(params, placed, control)[0]]
+        assert [float(x) for x in totals] == [float(x) for x in step(params, placed)]
 
 
 def test_a_batch_without_any_target_gives_a_finite_step():
@@ -135,23 +134,23 @@ def test_a_batch_without_any_target_gives_a_finite_step():
     state = initial_state(config, initial_parameters(config), mesh)
     batch = random_batch(4)
     batch.mlm_labels[:], batch.sop_labels[:] = IGNORED, IGNORED
-    state, _ = make_train_step(config, mesh)(state, place_batch(batch, mesh), make_control(mesh))
+    state, _ = make_train_step(config, mesh)(state, place_batch(batch, mesh), place_parts(1, mesh))
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state.params))
 
 
 def test_an_update_that_is_not_finite_changes_nothing_but_the_counts():
     config, mesh = recipe(), make_mesh(1)
-    step, control = make_train_step(config, mesh), make_control(mesh)
+    step, parts = make_train_step(config, mesh), place_parts(1, mesh)
     state, _ = step(
-        initial_state(config, initial_parameters(config), mesh), place_batch(uneven_batch(8, 0), mesh), control
+        initial_state(config, initial_parameters(config), mesh), place_batch(uneven_batch(8, 0), mesh), parts
     )
     before = jax.device_get(state)
     batch = uneven_batch(8, 1)
     batch.input_ids[3, 2] = 10_000  # no such piece: its embedding is NaN
-    state, outcome = step(state, place_batch(batch, mesh), control)
+    state, outcome = step(state, place_batch(batch, mesh), parts)
     after = jax.device_get(state)
-    assert int(outcome.skipped_in_a_row) == int(after.guard.skipped) == 1 and int(after.step) == 2
-    for old, new in ((before.params, after.params), (before.opt_state, after.opt_state), (before.sums, after.sums)):
+    assert int(outcome.in_a_row) == int(outcome.skipped) == int(after.guard.skipped) == 1 and int(after.step) == 2
+    for old, new in ((before.params, after.params), (before.opt_state, after.opt_state)):
         jax.tree.map(np.testing.assert_array_equal, old, new)
 
 
@@ -166,10 +165,9 @@ def test_a_batch_warm_up_reads_the_first_micro_batches_alone():
     ]
     for config, rows, parts in ((whole, Batch(*padded), 2), (half, batch, 0)):
         state = initial_state(config, initial_parameters(config), mesh)
-        state, _ = make_train_step(config, mesh)(state, place_batch(rows, mesh), make_control(mesh, parts=parts))
-        found.append(jax.device_get(make_read_sums(config, mesh)(state)[0]))
-    for name, value in found[1].items():
-        np.testing.assert_allclose(found[0][name], value, rtol=1e-6, err_msg=name)
+        _, outcome = make_train_step(config, mesh)(state, place_batch(rows, mesh), place_parts(parts, mesh))
+        found.append(jax.device_get(outcome.means))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6, err_msg=str(MEASURES))
 
 
 def test_wrong_meshes_and_dtypes_are_refused_by_name():

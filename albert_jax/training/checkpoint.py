@@ -2,9 +2,9 @@
 """Checkpoints: written by Orbax in the background, sealed with a digest per array, refused to any other run.
 
 A workdir holds `run.json`, which identifies the run (resolved config, data set, vocabulary, versions), and
-`checkpoints/<step>/` with the items `params`, `rest` (optimizer state, step, unfinished log interval) and `meta` (what
-`run.json` says, the position in the data, and the digests). Orbax makes a step appear whole or not at all, but does not
-notice bytes that changed afterwards; the digests do.
+`checkpoints/<step>/` with the items `params`, `rest` (optimizer state, step, guard) and `meta` (what `run.json` says,
+the position in the data, the unfinished log interval, and the digests). Orbax makes a step appear whole or not at all,
+but does not notice bytes that changed afterwards; the digests do.
 
 The workdir may lie in an object store (gs://bucket/run): Orbax writes there itself, by tensorstore and gcsfs. There a
 step is whole once it has its last object, `commit_success.txt`.
@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +42,7 @@ from albert_jax.training.writer import META, Writer
 
 _log = logging.getLogger(__name__)
 
+FORMAT = 2  # of what a checkpoint holds and how
 ATTEMPTS = 3  # of a save that training waits for: the last one, or that of an interruption
 PAUSE = 1.0  # seconds between them
 NOTICED = 1.0  # seconds that training waits for a save before it says so
@@ -58,10 +59,9 @@ def _seal(meta: dict[str, Any]) -> str:
 
 
 class Restored(NamedTuple):
-    """A checkpoint: the state, the position in the data (rows of the stream), and everything in `meta`."""
+    """A checkpoint: the state, and everything in `meta`, such as step, position (rows of the stream) and interval."""
 
     state: TrainState
-    position: int
     meta: dict[str, Any]
 
 
@@ -77,6 +77,7 @@ class Checkpoints:
     Args:
       workdir: the run's; checkpoints go into its directory `checkpoints`.
       keep: newest checkpoints kept.
+      keep_period: multiples of so many steps are kept for good; 0: none.
       identity: what `run.json` holds; saved with every checkpoint.
       lock: the workdir's, looked at before anything is written; without it, it is taken for held.
 
@@ -90,13 +91,14 @@ class Checkpoints:
         keep: int,
         identity: dict[str, Any],
         lock: WorkdirLock | None = None,
+        keep_period: int = 0,
     ):
         if keep < 2:
             raise UserError(
                 f"checkpoint.keep must be at least 2, not {keep}: a damaged checkpoint needs one before it."
             )
         self.directory = absolute(workdir) / "checkpoints"
-        self._identity, self._keep, self._lock = identity, keep, lock
+        self._identity, self._keep, self._keep_period, self._lock = identity, keep, keep_period, lock
         self._saved = SavedSteps(self.directory)
         self._steps: list[int] = by_first(self._open)  # that are whole, ascending; the same in all processes
         self._durable = 0  # newest step that is known to be good
@@ -135,7 +137,12 @@ class Checkpoints:
         rest = state._asdict()
         return {"params": rest.pop("params"), "rest": rest}
 
-    def save(self, state: TrainState, position: int, *, block: bool) -> None:
+    @property
+    def steps(self) -> list[int]:
+        """Those that there are, ascending, the one that is being saved left out; the same in all processes."""
+        return list(self._steps)
+
+    def save(self, state: TrainState, progress: dict[str, Any], *, block: bool) -> None:
         """Saves a state; a step that is there already is not written again.
 
         Without `block` it is written in the background, after the save before it has ended. Where that one failed, a
@@ -144,23 +151,23 @@ class Checkpoints:
 
         Args:
           state: copied from the devices before this returns.
-          position: rows of the stream consumed so far.
+          progress: what is to be known of it on the host, for `meta`: `step`, `position`, `interval`.
           block: whether to wait until the checkpoint is durable.
 
         Raises:
           UserError: where `block` and it could not be saved, a save does not end, or the workdir's lock is lost.
           LostPeerError: where another process does not answer.
         """
-        step = int(state.step)
+        step = progress["step"]
         self._settle(None if block else step)
         if step in self._steps:
             return
         if not block:
-            self._start(state, step, position)
+            self._start(state, progress)
             return
         for attempt in range(1, ATTEMPTS + 1):
             self._attempt = attempt
-            self._start(state, step, position)
+            self._start(state, progress)
             if not (why := self._settle()):
                 self._attempt = 0
                 return
@@ -168,7 +175,7 @@ class Checkpoints:
                 time.sleep(PAUSE)
         raise self._lost_save(step, f" in {ATTEMPTS} attempts ({why})")
 
-    def _start(self, state: TrainState, step: int, position: int) -> None:
+    def _start(self, state: TrainState, progress: dict[str, Any]) -> None:
         if self._lock is not None:
             self._lock.check()
         items = self._items(state)
@@ -176,12 +183,16 @@ class Checkpoints:
 
         def meta() -> dict[str, Any]:
             digests = {name: read() for name, read in digests_of.items()}
-            content = self._identity | {"step": step, "position": position, "digests": digests}
+            content = self._identity | progress | {"format": FORMAT, "digests": digests}
             return content | {"seal": _seal(content)}
 
-        self._under_way = step
-        old = [*self._steps, step][: -self._keep]
+        step = self._under_way = progress["step"]
+        old = self._no_longer_kept([*self._steps, step])
         self._writer.start(step, items, meta, done=lambda: self._retain(old), failed=lambda why: self._warn(step, why))
+
+    def _no_longer_kept(self, steps: list[int]) -> list[int]:
+        """Those of some ascending steps that are neither among the newest nor kept for good."""
+        return [step for step in steps[: -self._keep] if not self._keep_period or step % self._keep_period]
 
     def _retain(self, old: list[int]) -> None:
         """In the background, once a newer step is durable: deletes old ones, and what failed saves left."""
@@ -221,7 +232,9 @@ class Checkpoints:
             by_first(lambda: self._discard(step))
             self._half_written.append(step)
         else:
-            self._steps, self._durable = [*self._steps, step][-self._keep :], step
+            steps = [*self._steps, step]
+            old = self._no_longer_kept(steps)
+            self._steps, self._durable = [kept for kept in steps if kept not in old], step
         return why
 
     def _discard(self, step: int) -> None:
@@ -279,8 +292,8 @@ class Checkpoints:
 
     # Restoring.
 
-    def restore(self, like: TrainState) -> Restored | None:
-        """The newest checkpoint that is whole, or None where there has never been one.
+    def restore(self, like: TrainState, steps: Sequence[int] | None = None) -> Restored | None:
+        """The newest checkpoint that is whole, or None where there is none to choose from.
 
         A damaged one is reported and set aside for the one before it; where all are damaged, nothing is touched. What
         one process finds damaged is damaged for all.
@@ -288,6 +301,7 @@ class Checkpoints:
         Args:
           like: shapes, dtypes and shardings, as `jax.ShapeDtypeStruct` or arrays; they need not be those of the run
             that saved.
+          steps: to choose from, the best first; all of them, the newest first, where None.
 
         Raises:
           UserError: where there are checkpoints and all are damaged, or the storage cannot be read now.
@@ -295,7 +309,8 @@ class Checkpoints:
         """
         self._settle()
         damaged: list[int] = []
-        for step in reversed(self._steps):
+        steps = self._steps[::-1] if steps is None else steps
+        for step in steps:
             try:
                 restored = self._restore_step(step, like)
             except _DamagedError as e:
@@ -307,12 +322,25 @@ class Checkpoints:
             self._steps = [saved for saved in self._steps if saved not in damaged]
             self._durable = step
             return restored
-        if self._steps:
+        if steps:
             raise UserError(
                 f"all checkpoints in {self.directory} are damaged (steps {', '.join(map(str, damaged))}); restore the "
                 "directory from a backup, or choose another --workdir to start again."
             )
         return None
+
+    def abandon(self, steps: Sequence[int]) -> None:
+        """Removes steps that the run has turned away from."""
+        self._settle()
+
+        def delete() -> None:
+            with named_refusals(self.directory):
+                for step in steps:
+                    self._saved.delete(step)
+
+        by_first(delete)
+        self._steps = [kept for kept in self._steps if kept not in steps]
+        self._durable = max(self._steps, default=0)
 
     def _tidy(self, damaged: list[int], restored: int) -> None:
         """Sets damaged steps aside, and removes those that were and are older than the one that is gone on from."""
@@ -335,7 +363,7 @@ class Checkpoints:
         for other in sorted(map(json.loads, words), key=lambda other: "unreadable" not in other):
             _judged(other)
         _compare(loaded, meta)  # all processes come to the same result
-        return Restored(TrainState(params=loaded["params"], **loaded["rest"]), int(meta["position"]), meta)
+        return Restored(TrainState(params=loaded["params"], **loaded["rest"]), meta)
 
     def _load_meta(self, step: int) -> dict[str, Any]:
         meta = _read_meta(self._saved.path(step))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation on a fixed masked validation set, beside the unigram baseline that any model must beat."""
 
-import collections
 import math
 from collections.abc import Callable
 
@@ -14,9 +13,8 @@ from albert_jax.model import Parameters
 from albert_jax.training.legs import made_rows
 from albert_jax.training.objective import Totals
 from albert_jax.training.sharding import Rows
-from albert_jax.training.step import Control, make_control
 
-EvalStep = Callable[[Parameters, Batch, Control], tuple[Totals, jax.Array]]
+EvalStep = Callable[[Parameters, Batch], Totals]
 Results = dict[str, float]
 BATCHES_IN_FLIGHT = 2  # the host stays at most this far ahead
 
@@ -64,30 +62,27 @@ class Evaluator:
         eval_step: EvalStep,
         mesh: Mesh,
     ):
-        self._stream, self._step, self._mesh = stream, eval_step, mesh
+        self._stream, self._step = stream, eval_step
         self._split = Rows(mesh, batch_rows)
         self._rows = min(rows, stream.rows) if rows else stream.rows
         self._unigrams, self._unigram_loss = unigrams, math.nan
 
-    def __call__(self, params: Parameters, wishes_to_stop: Callable[[], bool] = lambda: False) -> Results | None:
+    def __call__(self, params: Parameters, proceed: Callable[[], bool] = lambda: True) -> Results | None:
         """Loss and accuracy of both objectives, the unigram loss of the same targets, and how many there were.
 
         Args:
           params: the parameters.
-          wishes_to_stop: asked before each batch. Where any process says yes, all of them give up together, a batch or
-            two later, and None is returned.
+          proceed: asked before each batch, with the same answer in all processes. Where it is no, the evaluation ends
+            and None is returned.
         """
         totals: list[Totals] = []
-        answers = collections.deque[jax.Array]()
         for start in range(0, self._rows, self._split.count):
-            batch = self._split.place(made_rows(self._targets, self._split, start, self._split.count))
-            found, stop = self._step(params, batch, make_control(self._mesh, stop=wishes_to_stop()))
-            totals.append(found)
-            answers.append(stop)
-            if len(answers) > BATCHES_IN_FLIGHT and int(answers.popleft()):
+            if not proceed():
                 return None
-        if any(map(int, answers)):
-            return None
+            batch = self._split.place(made_rows(self._targets, self._split, start, self._split.count))
+            totals.append(self._step(params, batch))
+            if len(totals) > BATCHES_IN_FLIGHT:
+                jax.block_until_ready(totals[-1 - BATCHES_IN_FLIGHT])
         # Over a large split float32 could not count the targets, so batches are added in float64.
         sums = np.sum(np.array(jax.device_get(totals), np.float64), axis=0)
         return self._results(dict(zip(Totals._fields, map(float, sums), strict=True)))

@@ -2,13 +2,18 @@
 """Turns SIGTERM and SIGINT into a wish to stop, which all processes of the run grant at the same place.
 
 Two cases. While a run *prepares* (it opens data, restores, compiles) nothing is newer than the last checkpoint, so it
-leaves at once, from a thread: Python's own handlers have to wait until a compilation is over. While it *trains*, the
-wish goes into the next step as an input, and every process reads the same answer after the same step (loop.py); then it
-saves. Between the two stands one decision that all processes share, 'train' or 'leave', and whoever writes it first has
-written it.
+leaves at once, from a thread: Python's own handlers have to wait until a compilation is over. Between preparing and
+training stands one decision that all processes share, 'train' or 'leave', and whoever writes it first has written it.
+
+While it *trains*, every process asks `granted` before it starts anything on the devices that all of them must start. A
+request, such as to stop or to save, holds all processes there, before the same call: each says how many calls it has
+let pass, and the largest number of all is where the request is granted. The ones that are behind pass the calls in
+between, since what the others have started cannot end without them. So nothing waits for more than the steps that are
+under way, and no step carries flags.
 """
 
 import contextlib
+import json
 import logging
 import os
 import select
@@ -18,11 +23,13 @@ import threading
 import time
 import types
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP, SAVE = "stop", "save"  # what can be requested
 _LOOK = 0.2  # seconds between two looks at what the other processes decided
+_CLOSE_LOOK = 0.01  # while they are about to decide
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +72,8 @@ class Interruption:
         self.requested, self.name, self.phase = False, "", "start"
         self._register, self._process, self._processes = Register(), 0, 1
         self._preparing, self._round = True, 0
+        self._requests: set[str] = set()  # of this process, not granted yet
+        self._passed, self._grants, self._held = 0, 0, False
         self._lock = threading.RLock()
         self._previous: dict[int, object] = {}
         self._farewells: list[Callable[[], None]] = []
@@ -117,6 +126,7 @@ class Interruption:
         with self._lock:
             if not self._preparing:
                 self._preparing, self._round = True, self._round + 1
+                self._passed, self._grants, self._held = 0, 0, False
         if self.requested:
             self._wish()
 
@@ -135,6 +145,40 @@ class Interruption:
         with self._lock:
             self._preparing = False
 
+    def request(self, what: str) -> None:
+        """Asks all processes for something, to be granted at their next common call of `granted`; from any thread."""
+        with self._lock:
+            self._requests.add(what)
+        self._wake()
+
+    def granted(self) -> frozenset[str]:
+        """What was requested by any process and is to be done now, the same in all processes; most often nothing.
+
+        Call it before each start of something that all processes must start, in all of them and in the same order, and
+        wait for the last such thing to end before `prepare`.
+        """
+        while True:
+            with self._lock:
+                if self._processes == 1:
+                    granted = frozenset(self._requests)
+                    self._requests -= granted  # and none that a signal handler adds meanwhile
+                    return granted
+                if not self._held:
+                    self._passed += 1
+                    return frozenset()
+                if (decided := self._register.get(f"{self._grant()}/decided")) is not None:
+                    return self._pass_or_take(json.loads(decided))
+            time.sleep(_CLOSE_LOOK)
+
+    def _pass_or_take(self, decided: dict[str, Any]) -> frozenset[str]:
+        if self._passed < decided["after"]:
+            self._passed += 1
+            return frozenset()
+        self._grants, self._held = self._grants + 1, False
+        granted = frozenset(decided["requests"])
+        self._requests -= granted
+        return granted
+
     # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
@@ -144,10 +188,12 @@ class Interruption:
     def _note(self, number: int) -> None:
         if not self.requested:
             self.requested, self.name = True, signal.Signals(number).name
+            self._requests.add(STOP)
 
     def _watch(self) -> None:
         while not self._ended.is_set():
-            select.select([self._reader], [], [], _LOOK if self._processes > 1 else None)
+            pause = None if self._processes == 1 else _CLOSE_LOOK if self._held else _LOOK
+            select.select([self._reader], [], [], pause)
             with contextlib.suppress(BlockingIOError):
                 for number in os.read(self._reader, 64):
                     if number in SIGNALS:
@@ -156,6 +202,33 @@ class Interruption:
                 self._wish()
             elif self._processes > 1:
                 self._look()
+            if self._processes > 1:
+                with contextlib.suppress(Exception):  # the store is gone with process 0, and the runtime ends this one
+                    self._negotiate()
+
+    def _grant(self) -> str:
+        return f"albert_jax/grant/{self._round}.{self._grants}"
+
+    def _negotiate(self) -> None:
+        """Makes this process's requests known to the others, and answers theirs."""
+        with self._lock:
+            if self._preparing:
+                return
+            key = self._grant()
+            if self._requests and not self._held:
+                self._register.put(f"{key}/requested", "")
+            if not self._held and self._register.get(f"{key}/requested") is not None:
+                self._held = True
+                answer = {"after": self._passed, "requests": sorted(self._requests)}
+                self._register.put(f"{key}/{self._process}", json.dumps(answer))
+            if not self._held or self._process:
+                return
+        answers = [self._register.get(f"{key}/{process}") for process in range(self._processes)]
+        if None not in answers:
+            said = [json.loads(str(answer)) for answer in answers]
+            requests = sorted(set().union(*(answer["requests"] for answer in said)))
+            decided = {"after": max(answer["after"] for answer in said), "requests": requests}
+            self._register.put(f"{key}/decided", json.dumps(decided))
 
     def _decision(self) -> str:
         return f"albert_jax/decision/{self._round}"

@@ -3,7 +3,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from albert_jax.data.stream import Batch
 from albert_jax.training.data import Data, open_data, rows_per_step
 from albert_jax.training.phases import Phase, read_phases
 from albert_jax.training.sharding import Rows, row_shards
-from albert_jax.training.step import abstract_batch, abstract_control, abstract_state, make_eval_step, make_train_step
+from albert_jax.training.step import abstract_batch, abstract_parts, abstract_state, make_eval_step, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,12 +67,22 @@ class Leg:
         self.rows = Rows(mesh, rows_per_step(phase.config, self.data.train, row_shards(mesh)))
         self._step: Any = None
 
-    def draws(self, step: int, position: int) -> Iterator[Draw]:
-        """What the steps after `step` consume, to the end of the phase."""
+    def draws(self, step: int, position: int, left_out: Sequence[tuple[int, int]] = ()) -> Iterator[Draw]:
+        """What the steps after `step` consume, to the end of the phase.
+
+        Args:
+          step: steps done.
+          position: rows of the stream consumed or passed over so far.
+          left_out: ranges of rows, begin and end, ascending. A step that would reach into one begins after it.
+        """
         most, warmup = self.config.batch.accumulation, self.config.batch.warmup_steps
         for k in range(step, self.phase.end):
             parts = most if k >= warmup else 1 + k * most // warmup
-            draw = Draw(k, position, self.rows.count * parts // most, parts)
+            rows = self.rows.count * parts // most
+            for begin, end in left_out:
+                if position < end and begin < position + rows:
+                    position = end
+            draw = Draw(k, position, rows, parts)
             yield draw
             position += draw.rows
 
@@ -96,15 +106,13 @@ class Leg:
 def lower_step(config: ml_collections.ConfigDict, mesh: Mesh, rows: int) -> jax.stages.Lowered:
     """The program of one optimizer step on `rows` rows, for devices that need not be there."""
     return make_train_step(config, mesh).lower(
-        abstract_state(config, mesh), abstract_batch(config, mesh, rows), abstract_control(mesh)
+        abstract_state(config, mesh), abstract_batch(config, mesh, rows), abstract_parts(mesh)
     )
 
 
 def lower_eval_step(config: ml_collections.ConfigDict, mesh: Mesh, rows: int) -> jax.stages.Lowered:
     """The program that evaluates `rows` rows."""
-    return make_eval_step(config, mesh).lower(
-        abstract_state(config, mesh).params, abstract_batch(config, mesh, rows), abstract_control(mesh)
-    )
+    return make_eval_step(config, mesh).lower(abstract_state(config, mesh).params, abstract_batch(config, mesh, rows))
 
 
 def make_legs(config: ml_collections.ConfigDict, mesh: Mesh) -> list[Leg]:

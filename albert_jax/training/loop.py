@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training run: data, mesh, state, then step, log, evaluate and save until the end or an interruption.
 
-All processes of a run go through the same loop and decide the same, because what they decide by is the outcome of a
-step, which all of them read at the same place. Process 0 writes the records.
+All processes of a run go through the same loop and decide the same: by the step they are at, by the outcome of a step,
+which all of them read at the same place, or by what `Interruption.granted` tells all of them before the same step.
+Process 0 writes the records.
 """
 
 import collections
 import contextlib
+import dataclasses
 import enum
+import itertools
 import logging
 import math
 import os
 import signal
-from typing import Any
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 from clu import parameter_overview
-from flax import traverse_util
 from jax.sharding import Mesh
 
 from albert_jax.data.loader import Loader
@@ -28,66 +33,27 @@ from albert_jax.training.checkpoint import Checkpoints
 from albert_jax.training.chips import chip_of
 from albert_jax.training.distributed import by_first, first, meet
 from albert_jax.training.evaluation import Evaluator
-from albert_jax.training.guard import check_guard
 from albert_jax.training.identity import check_processes, claim_workdir, versions
 from albert_jax.training.initialization import starting_parameters
-from albert_jax.training.interruption import Interruption
+from albert_jax.training.interruption import SAVE, STOP, Interruption
 from albert_jax.training.interval import Interval
+from albert_jax.training.left_out import LeftOut, merged, read_left_out
 from albert_jax.training.legs import Draw, Leg, lower_eval_step, make_legs
+from albert_jax.training.limits import check_numbers
 from albert_jax.training.lock import WorkdirLock
 from albert_jax.training.profiling import Profiler
 from albert_jax.training.sharding import make_mesh
-from albert_jax.training.step import (
-    Control,
-    Outcome,
-    TrainState,
-    abstract_state,
-    initial_state,
-    make_control,
-    make_read_sums,
-)
+from albert_jax.training.step import Outcome, TrainState, abstract_state, initial_state, place_parts
 from albert_jax.training.telemetry import Telemetry, last_evaluation
 from albert_jax.training.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
-STEPS_IN_FLIGHT = (
-    2  # the host stays at most this far ahead: the device never runs dry, and what is measured is its pace
-)
+# How many steps the host starts ahead of the one whose outcome it reads: so many that the device never runs dry, but
+# none where steps are long, as what has been started cannot be taken back when the run is told to stop.
+STEPS_AHEAD = 2
+LONG_STEP = 0.5  # seconds
+LINE_SECONDS = 60.0  # after which a line is due, whatever `log.every` says
 MOST_ROLLBACKS = 3  # to the same checkpoint
-_LEAST = {
-    "steps": 1,
-    "data.prefetch": 1,
-    "log.every": 1,
-    "eval.every": 1,
-    "eval.rows": 0,
-    "batch.warmup_steps": 0,
-    "watchdog.seconds": 0,
-    "profile.at": 0,
-    "profile.steps": 1,
-    "checkpoint.every": 1,
-    "optimizer.weight_decay": 0,
-}
-_POSITIVE = ("optimizer.learning_rate", "optimizer.decay_power", "optimizer.eps", "optimizer.clip_norm")
-
-
-def check_numbers(config: ml_collections.ConfigDict) -> None:
-    """Refuses numbers that are out of range and that nothing else would notice.
-
-    Raises:
-      UserError: naming the first one.
-    """
-    values = traverse_util.flatten_dict(config.to_dict(), sep=".")
-    for name, least in _LEAST.items():
-        if not values[name] >= least:
-            raise UserError(f"{name} must be at least {least}, not {values[name]}.")
-    for name in _POSITIVE:
-        if not 0 < values[name] < math.inf:
-            raise UserError(f"{name} must be positive, not {values[name]}.")
-    for name in ("optimizer.b1", "optimizer.b2"):
-        if not 0 <= values[name] < 1:
-            raise UserError(f"{name} must lie in [0, 1), not {values[name]}.")
-    check_guard(config.guard)
-
 
 # --- the run ----------------------------------------------------------------------------------------------------------
 
@@ -98,7 +64,26 @@ class _Ending(enum.Enum):
     FINISHED = enum.auto()
     INTERRUPTED = enum.auto()
     LEG_IS_OVER = enum.auto()
-    ROLLED_BACK = enum.auto()
+
+
+class _OutOfPatienceError(Exception):
+    """The guard has left out too many updates in a row."""
+
+
+class _Started(NamedTuple):
+    """A step that the devices have been given.
+
+    Attributes:
+      draw: its rows.
+      tokens: in them, in this process.
+      waited: seconds that the host waited for them.
+      outcome: on the devices.
+    """
+
+    draw: Draw
+    tokens: int
+    waited: float
+    outcome: Outcome
 
 
 def _identity(config: ml_collections.ConfigDict, legs: list[Leg], mesh: Mesh) -> dict[str, Any]:
@@ -150,15 +135,20 @@ class Run:
         claim_workdir(workdir, identity)
         by_first(self._copy_vocabulary)
         interruption.phase = "restore"
-        self.checkpoints = Checkpoints(workdir, config.checkpoint.keep, identity, lock)
-        self.state, self.step, self.position = self._restore_or_start()
+        keeping = config.checkpoint
+        self.checkpoints = Checkpoints(workdir, keeping.keep, identity, lock, keeping.keep_period)
+        self._left_out = self._read_left_out()
+        self.state, self.step, self.position, interval = self._restore_or_start()
         self.telemetry = self._open_telemetry() if first() else None
         self._saved, self._evaluated = self.step, by_first(self._last_evaluation)
+        self._saved_at = self._line_at = self._outcome_at = time.monotonic()
         self._stopping, self._due, self._skipped_in_a_row = False, False, 0
-        self._rollbacks = collections.Counter[int]()
-        self._controls: dict[tuple[bool, int], Control] = {}
+        self._interval, self._progress = Interval(interval), Interval()
+        self._in_flight = collections.deque[_Started]()
+        self._recent = collections.deque[Draw](maxlen=config.guard.patience)
+        self._pace = math.inf  # seconds of the last step
+        self._parts: dict[int, jax.Array] = {}  # on the devices already
         interruption.phase = "compile"
-        self._read_sums = make_read_sums(config, self.mesh).lower(abstract_state(config, self.mesh)).compile()
         self.evaluator = self._make_evaluator()
         self.checkpoints.prepare(self.state)
 
@@ -167,16 +157,31 @@ class Run:
         if not target.is_file() or target.read_bytes() != source.read_bytes():  # a full disk must not cost the old one
             target.write_bytes(source.read_bytes())
 
-    def _restore_or_start(self) -> tuple[TrainState, int, int]:
-        """State, steps done, and rows of the leg's stream consumed."""
-        restored = self.checkpoints.restore(abstract_state(self.config, self.mesh))
+    def _read_left_out(self) -> LeftOut:
+        """What the run leaves out; checkpoints that it had turned away from when it was killed are removed."""
+        found = LeftOut.of(by_first(lambda: read_left_out(self.workdir)))
+        if found.abandoned:
+            self.checkpoints.abandon(found.abandoned)
+            found = self._write_left_out(dataclasses.replace(found, abandoned=()))
+        return found
+
+    def _write_left_out(self, left_out: LeftOut) -> LeftOut:
+        by_first(lambda: left_out.write(self.workdir))
+        return left_out
+
+    def _restore_or_start(self, steps: list[int] | None = None) -> tuple[TrainState, int, int, dict[str, Any] | None]:
+        """State, steps done, rows of the leg's stream consumed, and the log interval that is under way.
+
+        Args:
+          steps: checkpoints to choose from, as `Checkpoints.restore` takes them.
+        """
+        restored = self.checkpoints.restore(abstract_state(self.config, self.mesh), steps)
         if restored is not None:
-            step = int(restored.state.step)
-            return restored.state, step, restored.position
+            return restored.state, restored.meta["step"], restored.meta["position"], restored.meta["interval"]
         params = starting_parameters(self.config)
         if first():
             print(parameter_overview.get_parameter_overview(params, include_stats=False), flush=True)
-        return initial_state(self.config, params, self.mesh), 0, 0
+        return initial_state(self.config, params, self.mesh), 0, 0, None
 
     def _leg_at(self, step: int) -> Leg:
         """The one that the step after `step` belongs to."""
@@ -212,17 +217,18 @@ class Run:
         Returns:
           Whether the run is finished.
         """
-        c, ending = self.config, _Ending.LEG_IS_OVER
+        c, ready, ending = self.config, set[int](), _Ending.LEG_IS_OVER
         self._watchdog = Watchdog(c.watchdog.seconds, leave=c.watchdog.exit, doing=lambda: self._interruption.phase)
         with contextlib.closing(self._profiler), self._watchdog:
-            while ending in (_Ending.LEG_IS_OVER, _Ending.ROLLED_BACK):
+            while ending is _Ending.LEG_IS_OVER:
                 leg = self._leg_at(self.step)
-                if ending is _Ending.LEG_IS_OVER:
-                    self.position *= self.step != leg.phase.begin  # each leg has a stream of its own
+                if leg.phase.begin not in ready:
                     self._prepare(leg)
-                loader = Loader(leg.batch, leg.draws(self.step, self.position), ahead=c.data.prefetch)
-                with contextlib.closing(loader), jax.transfer_guard("disallow"):
-                    ending = self._loop(leg, loader)
+                    ready.add(leg.phase.begin)
+                try:
+                    ending = self._train_leg(leg)
+                except _OutOfPatienceError:
+                    self._roll_back(leg)
         self._finish(done=ending is _Ending.FINISHED)
         return ending is _Ending.FINISHED
 
@@ -238,138 +244,200 @@ class Run:
         self._interruption.phase = phase
         self._watchdog.moved()
 
-    def _loop(self, leg: Leg, loader: Loader[Draw, Batch]) -> _Ending:
-        c, steps, batches, interval = self.config, leg.compiled_step(), iter(loader), Interval(leg, loader)
-        in_flight, recent = collections.deque[tuple[Draw, Outcome]](), collections.deque[Draw](maxlen=c.guard.patience)
-        while True:
-            over = self.step == leg.phase.end
-            self._due |= self.step != self._saved and self.step % c.checkpoint.every == 0
-            while len(in_flight) > (0 if over or self._due else STEPS_IN_FLIGHT):
-                draw, outcome = in_flight.popleft()
-                recent.append(draw)
-                if self._is_one_too_many(outcome):
-                    self._roll_back(leg, list(recent))
-                    return _Ending.ROLLED_BACK
-            done = self.step == c.steps
-            if interval.steps and (over or self.step % c.log.every == 0):
-                self._log(leg, interval)
-                interval = Interval(leg, loader)
-            if self.step and (done or self.step % c.eval.every == 0) and self.step != self._evaluated:
-                with interval.paused():
-                    done = self._evaluate() and done
-            stop = done or self._stopping
-            # A checkpoint to go back to is none from the middle of updates that are left out: it waits for their end.
-            if self.step != self._saved and (stop or over or (self._due and not self._skipped_in_a_row)):
-                with interval.paused():
-                    self._save(block=stop or over)
-            if stop or over:
-                return _Ending.FINISHED if done else _Ending.INTERRUPTED if stop else _Ending.LEG_IS_OVER
-            draw, batch = next(batches)
-            interval.add(draw, batch)
-            in_flight.append((draw, self._take_step(steps, leg, draw, batch, in_flight)))
+    def _train_leg(self, leg: Leg) -> _Ending:
+        """The leg's steps, from where the run is.
 
-    def _take_step(self, compiled: Any, leg: Leg, draw: Draw, batch: Batch, in_flight: Any) -> Outcome:
+        Raises:
+          _OutOfPatienceError: where the run has to go back.
+        """
+        if self.step == leg.phase.begin:
+            self.position = 0  # each leg has a stream of its own
+        draws = leg.draws(self.step, self.position, self._left_out.of_phase(leg.phase.begin))
+        loader = Loader(leg.batch, draws, ahead=self.config.data.prefetch)
+        with contextlib.closing(loader), jax.transfer_guard("disallow"):
+            waited = loader.waited
+            for draw, batch in loader:
+                rows, waited_before, waited = leg.rows.place(batch), waited, loader.waited
+                if (ending := self._between_steps(leg)) is not None:
+                    return ending
+                outcome = self._take_step(leg, draw, rows)
+                tokens = int(np.count_nonzero(batch.example_ids))
+                self._in_flight.append(_Started(draw, tokens, waited - waited_before, outcome))
+            ending = self._between_steps(leg)
+            assert ending is not None
+            return ending
+
+    def _take_step(self, leg: Leg, draw: Draw, rows: Batch) -> Outcome:
+        """Gives the devices a step to do."""
         self._enter("step")
         if first():
-            self._profiler.before_step(self.step + 1, [outcome.step for _, outcome in in_flight])
-        placed = leg.rows.place(batch)
-        self.state, outcome = compiled(self.state, placed, self._control(draw))
+            self._profiler.before_step(self.step + 1, [started.outcome for started in self._in_flight])
+        if draw.parts not in self._parts:
+            self._parts[draw.parts] = place_parts(draw.parts, self.mesh)
+        self.state, outcome = leg.compiled_step()(self.state, rows, self._parts[draw.parts])
         self.step, self.position = self.step + 1, draw.position + draw.rows
         return outcome
 
-    def _control(self, draw: Draw) -> Control:
-        """On the devices already, but for its first use."""
-        key = (self._interruption.requested, draw.parts)
-        if key not in self._controls:
-            self._controls[key] = make_control(self.mesh, stop=key[0], parts=draw.parts)
-        return self._controls[key]
+    def _between_steps(self, leg: Leg) -> _Ending | None:
+        """Reads outcomes; evaluates, saves and ends where it is time to. None where the next step is to follow."""
+        c, over = self.config, self.step == leg.phase.end
+        to_evaluate = 0 < self.step != self._evaluated and (self.step == c.steps or self.step % c.eval.every == 0)
+        self._due |= self.step != self._saved and any(
+            every and self.step % every == 0 for every in (c.checkpoint.every, c.checkpoint.keep_period)
+        )
+        pause = over or to_evaluate or self._due or self._stopping
+        self._read_outcomes(leg, 0 if pause or self._pace > LONG_STEP else STEPS_AHEAD)
+        self._request_save_by_the_clock()
+        if not over and self._is_granted():
+            pause = True
+            self._read_outcomes(leg, 0)
+        if not pause:
+            return None
+        if to_evaluate and not self._stopping:
+            self._evaluate()
+        done = self.step == c.steps and self._evaluated == self.step
+        stop = done or self._stopping
+        # A checkpoint to go back to is none from the middle of updates that are left out: it waits for their end.
+        if self.step != self._saved and (stop or over or (self._due and not self._skipped_in_a_row)):
+            self._save(block=stop or over)
+        if stop or over:
+            return _Ending.FINISHED if done else _Ending.INTERRUPTED if stop else _Ending.LEG_IS_OVER
+        return None
 
-    def _is_one_too_many(self, outcome: Outcome) -> bool:
-        """Reads a step's outcome, which waits for the step; says whether the guard has lost its patience."""
-        self._stopping |= bool(outcome.stop)
-        self._watchdog.moved()
-        self._skipped_in_a_row = int(outcome.skipped_in_a_row)
-        return 0 < self.config.guard.patience <= self._skipped_in_a_row
+    def _request_save_by_the_clock(self) -> None:
+        """The clock of process 0 decides for all."""
+        minutes = self.config.checkpoint.minutes
+        if first() and minutes and self.step != self._saved and time.monotonic() - self._saved_at > 60 * minutes:
+            self._saved_at = time.monotonic()
+            self._interruption.request(SAVE)
 
-    def _log(self, leg: Leg, interval: Interval) -> None:
-        """Ends a log interval; what it measured is printed at the end of the next one."""
-        means, self.state = self._read_sums(self.state)
+    def _is_granted(self) -> bool:
+        """Whether this is the place where the processes do what one of them was asked for."""
+        granted = self._interruption.granted()
+        self._stopping |= STOP in granted
+        self._due |= SAVE in granted
+        return bool(granted)
+
+    def _read_outcomes(self, leg: Leg, ahead: int) -> None:
+        """Reads outcomes, which waits for their steps, until so many steps are left that the devices work on.
+
+        Raises:
+          _OutOfPatienceError: where the guard has left out too many updates in a row.
+        """
+        while len(self._in_flight) > ahead:
+            draw, tokens_here, waited, on_device = self._in_flight.popleft()
+            outcome = jax.device_get(on_device)
+            self._watchdog.moved()
+            self._pace, self._outcome_at = time.monotonic() - self._outcome_at, time.monotonic()
+            tokens = tokens_here * leg.rows.shards / len(leg.rows.mine)  # scaled to all processes' rows
+            for interval in (self._interval, self._progress):
+                interval.add(outcome, tokens=tokens, flops=leg.flops(draw), waited=waited)
+            self._recent.append(draw)
+            self._skipped_in_a_row = int(outcome.in_a_row)
+            if 0 < self.config.guard.patience <= self._skipped_in_a_row:
+                raise _OutOfPatienceError
+            if (draw.step + 1) % self.config.log.every == 0 or draw.step + 1 == leg.phase.end:
+                self._log(leg, draw)
+            elif time.monotonic() - self._line_at > LINE_SECONDS:
+                self._log(leg, draw, kind="progress")
+
+    def _log(self, leg: Leg, draw: Draw, kind: str = "train") -> None:
+        """Ends an interval with a step, and shows and records it."""
+        interval, data, position = self._interval, leg.data, draw.position + draw.rows
+        if kind == "progress":
+            interval = self._progress
+        else:
+            self._interval = Interval()
+        self._progress, self._line_at = Interval(), time.monotonic()
         if self.telemetry is None:
             return
-        data = leg.data
-        host = {"epoch": data.train.epoch(self.position), "position": self.position} | interval.measured()
+        values = {"epoch": data.train.epoch(position), "position": position} | interval.means()
         if data.mixture is not None:
-            host |= {f"epoch/{name}": e for name, e in data.mixture.source_epochs(self.position).items()}
-        self.telemetry.log(self.step, means, host)
+            values |= {f"epoch/{name}": e for name, e in data.mixture.source_epochs(position).items()}
+        self.telemetry.log(draw.step + 1, values, interval.clocked(), kind=kind)
 
-    def _evaluate(self) -> bool:
+    def _evaluate(self) -> None:
         """Evaluates, unless the run is interrupted meanwhile; it is made good when the run goes on."""
         self._enter("evaluate")
 
-        def wishes_to_stop() -> bool:
+        def proceed() -> bool:
             self._watchdog.moved()
-            return self._interruption.requested
+            self._is_granted()
+            return not self._stopping
 
-        results = self.evaluator(self.state.params, wishes_to_stop)
+        began = time.monotonic()
+        with self._paused():
+            results = self.evaluator(self.state.params, proceed)
         if results is None:
-            self._stopping = True
-            return False
+            return
         self._evaluated = self.step
         if self.telemetry is not None:
-            self.telemetry.evaluation(self.step, results)
-        return True
+            self.telemetry.evaluation(self.step, results, time.monotonic() - began)
 
     def _save(self, *, block: bool) -> None:
         # First the records, then the checkpoint: a run that goes on from it finds every line up to it.
         self._enter("save")
-        with jax.transfer_guard("allow"):
+        progress = {"step": self.step, "position": self.position, "interval": self._interval.sums()}
+        with self._paused(), jax.transfer_guard("allow"):
             self._lock.check()
             if self.telemetry is not None:
                 self.telemetry.flush()
-            self.checkpoints.save(self.state, self.position, block=block)
-        self._saved, self._due = self.step, False
+            self.checkpoints.save(self.state, progress, block=block)
+        self._saved, self._saved_at, self._due = self.step, time.monotonic(), False
         self._watchdog.moved()
 
-    def _roll_back(self, leg: Leg, skipped: list[Draw]) -> None:
-        """Goes back to the last checkpoint and past the data of the updates that were left out.
+    @contextlib.contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Stops the clocks of the intervals, for what is no training."""
+        with self._interval.paused(), self._progress.paused():
+            yield
+        self._outcome_at = time.monotonic()
+
+    def _roll_back(self, leg: Leg) -> None:
+        """Goes back to a checkpoint, to train on from there without the rows of the updates that were left out.
 
         Raises:
           UserError: where this has helped nothing several times.
         """
         self._enter("restore")
-        told, begin, end = skipped[-1].step + 1, skipped[0].position, skipped[-1].position + skipped[-1].rows
+        skipped = list(self._recent)
+        told, rows = skipped[-1].step + 1, [(draw.position, draw.position + draw.rows) for draw in skipped]
+        self._in_flight.clear()
+        self._recent.clear()
         del self.state  # two would not fit where one fills the memory
-        with jax.transfer_guard("allow"):
-            self.checkpoints.wait()
-            self.state, self.step, self.position = self._restore_or_start()
-        self._saved, self._due, self._skipped_in_a_row = self.step, False, 0
-        if self._leg_at(self.step) is leg:
-            self.position = end
-        self._rollbacks[self.step] += 1
-        if self._rollbacks[self.step] > MOST_ROLLBACKS:
+        self.checkpoints.wait()
+        left_out, candidates = self._left_out.going_back(leg.phase.begin, rows, told=told, steps=self.checkpoints.steps)
+        if left_out.times > MOST_ROLLBACKS:
             raise UserError(
-                f"the run went back to step {self.step} {MOST_ROLLBACKS} times and loss or gradient went out of bounds "
-                f"again, last at step {told}; look at the data of {self.workdir}/metrics.jsonl's records 'rollback', "
-                "lower optimizer.learning_rate in a new run, or pass another --config.guard.norm_factor."
+                f"the run went back to step {left_out.restored} {MOST_ROLLBACKS} times and loss or gradient went out "
+                f"of bounds again, last at step {told}; look at the data of {self.workdir}/metrics.jsonl's records "
+                "'rollback', lower optimizer.learning_rate in a new run, or pass another --config.guard.norm_factor."
             )
+        self.state, self.step, self.position, interval = self._restore_or_start(candidates)
+        abandoned = tuple(step for step in self.checkpoints.steps if step > self.step)
+        left_out = self._write_left_out(dataclasses.replace(left_out, restored=self.step, abandoned=abandoned))
+        self.checkpoints.abandon(abandoned)
+        self._left_out = self._write_left_out(dataclasses.replace(left_out, abandoned=()))
+        self._saved, self._due, self._skipped_in_a_row = self.step, False, 0
+        self._interval, self._progress = Interval(interval), Interval()
         if self.telemetry is not None:
-            self._record_rollback(told, len(skipped), begin, end, leg.data.train.examples(begin, end - begin))
+            self._record_rollback(told, rows, [leg.data.train.examples(begin, end - begin) for begin, end in rows])
         self._evaluated = by_first(self._last_evaluation)
 
-    def _record_rollback(self, told: int, skipped: int, begin: int, end: int, examples: list[int | str]) -> None:
+    def _record_rollback(self, told: int, rows: list[tuple[int, int]], examples: list[list[int | str]]) -> None:
         assert self.telemetry is not None
         self.telemetry.rewind(self.step)
-        values = {"from": told, "skipped": skipped, "rows": [begin, end], "examples": examples}
+        named = list(itertools.chain(*examples))
+        values = {"from": told, "skipped": len(rows), "rows": merged(rows), "examples": named}
         self.telemetry.event(self.step, "rollback", values)
         _log.warning(
             "the updates of steps %s to %s were left out, as loss or gradient norm were out of bounds: back to step "
-            "%s, and past rows %s to %s of the stream, examples %s ... (all in metrics.jsonl).",
-            told - skipped + 1,
+            "%s, and on without their rows, %s of the stream, examples %s ... (all in metrics.jsonl).",
+            told - len(rows) + 1,
             told,
             self.step,
-            begin,
-            end,
-            ", ".join(map(str, examples[:3])),
+            ", ".join(f"{begin} to {end}" for begin, end in merged(rows)),
+            ", ".join(map(str, named[:3])),
         )
 
     def _finish(self, *, done: bool) -> None:

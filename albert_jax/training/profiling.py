@@ -4,6 +4,7 @@
 import logging
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 
@@ -36,7 +37,7 @@ class Profiler:
         """Asks for a profile from the next step on; safe in a signal handler, and asking twice is asking once."""
         self._requested = True
 
-    def before_step(self, step: int, in_flight: Iterable[jax.Array] = ()) -> None:
+    def before_step(self, step: int, in_flight: Iterable[Any] = ()) -> None:
         """Starts or ends a profile where it is time to; call it before each step.
 
         Args:
@@ -56,7 +57,7 @@ class Profiler:
             self._mark.__enter__()
             self._last = step
 
-    def close(self, in_flight: Iterable[jax.Array] = ()) -> None:
+    def close(self, in_flight: Iterable[Any] = ()) -> None:
         """Ends a profile that is under way, which has fewer steps then."""
         self._end_mark()
         if self._first is not None:

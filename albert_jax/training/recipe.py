@@ -17,7 +17,9 @@ RESUMABLE_FIELDS = (
     "data.validation_path",
     "data.prefetch",
     "checkpoint.every",
+    "checkpoint.minutes",
     "checkpoint.keep",
+    "checkpoint.keep_period",
     "eval.every",
     "eval.rows",
     "log.every",
@@ -105,11 +107,13 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
 
     c.guard = ml_collections.ConfigDict()
     c.guard.norm_factor = 10.0  # an update is left out where its gradient norm is this many times the usual; 0: never
-    c.guard.patience = 5  # updates left out in a row before the run goes back to its last checkpoint; 0: never
+    c.guard.patience = 5  # updates left out in a row before the run goes back, to leave out their rows; 0: never
 
     c.checkpoint = ml_collections.ConfigDict()
     c.checkpoint.every = 5000  # steps between saves; the last step and an interruption save too
+    c.checkpoint.minutes = 15.0  # at most between saves, where steps are long; 0: by steps alone
     c.checkpoint.keep = 5  # newest checkpoints kept
+    c.checkpoint.keep_period = 0  # multiples of so many steps are saved and kept for good; 0: none
 
     c.eval = ml_collections.ConfigDict()
     c.eval.every = 5000  # steps between evaluations; the last step is evaluated too
@@ -124,7 +128,9 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.profile.steps = 5  # steps of a profile
 
     c.log = ml_collections.ConfigDict()
-    c.log.every = 100  # steps between log lines, each a mean over the steps since the one before
+    # Steps between records of the log, each a mean over the steps since the one before; where that takes long, the
+    # progress since the last line is shown and recorded every minute as well.
+    c.log.every = 100
     return c.lock()
 
 

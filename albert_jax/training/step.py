@@ -20,7 +20,6 @@ from albert_jax.training.guard import Guard, judge, new_guard
 from albert_jax.training.objective import Totals, count_targets, evaluate_rows, mean_loss, zero_totals
 from albert_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from albert_jax.training.sharding import (
-    AXES,
     ROWS,
     as_own,
     by_rows,
@@ -36,19 +35,11 @@ _DROPOUT = 1  # salt of the dropout keys, apart from those of the initial weight
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-class Sums(NamedTuple):
-    """What was measured since the last log line, summed over the `steps` that the guard let pass; float32 scalars."""
-
-    loss: jax.Array
-    mlm_loss: jax.Array
-    mlm_accuracy: jax.Array
-    sop_loss: jax.Array
-    sop_accuracy: jax.Array
-    grad_norm: jax.Array
-    update_norm: jax.Array
-    param_norm: jax.Array
-    real_share: jax.Array
-    steps: jax.Array
+# What is measured in each step, in the order of `Outcome.means`.
+MEASURES = (
+    *("loss", "mlm_loss", "mlm_accuracy", "sop_loss", "sop_accuracy"),
+    *("grad_norm", "update_norm", "param_norm", "real_share"),
+)
 
 
 class TrainState(NamedTuple):
@@ -58,41 +49,29 @@ class TrainState(NamedTuple):
       params: nested dict of float32 arrays.
       opt_state: optax's.
       step: int32, steps done, skipped ones included.
-      sums: measurements of the log interval that is under way.
       guard: what tells an outlier.
     """
 
     params: Parameters
     opt_state: Any
     step: jax.Array
-    sums: Sums
     guard: Guard
 
 
-class Control(NamedTuple):
-    """What the host tells a step beside its rows.
-
-    Attributes:
-      stop: int32 [devices], 1 where the device's process wishes to stop.
-      parts: int32, how many of the batch's micro-batches hold rows; read during a batch warm-up only.
-    """
-
-    stop: jax.Array
-    parts: jax.Array
-
-
 class Outcome(NamedTuple):
-    """What the host may read after a step, the same in all processes; int32 scalars.
+    """What the host reads after a step, the same in all processes; it stays valid while later steps use the state up.
 
     Attributes:
-      step: steps done.
-      stop: whether any process wished to stop.
-      skipped_in_a_row: updates that the guard has left out without a break.
+      in_a_row: int32, updates that the guard has left out without a break.
+      skipped: int32, updates that it has left out in the whole run.
+      learning_rate: float32, of this step.
+      means: float32 [len(MEASURES)], what was measured in this step, whether or not the guard let it pass.
     """
 
-    step: jax.Array
-    stop: jax.Array
-    skipped_in_a_row: jax.Array
+    in_a_row: jax.Array
+    skipped: jax.Array
+    learning_rate: jax.Array
+    means: jax.Array
 
 
 # --- what a step works on ---------------------------------------------------------------------------------------------
@@ -120,14 +99,9 @@ def initial_parameters(config: ml_collections.ConfigDict) -> Parameters:
     return jax.jit(lambda: parameters(FlaxAlbertForPreTrainingModule(architecture, rngs=nnx.Rngs(config.seed))))()
 
 
-def zero_sums() -> Sums:
-    """Sums of no steps."""
-    return Sums(*(jnp.zeros((), jnp.float32) for _ in Sums._fields))
-
-
 def _new_state(config: ml_collections.ConfigDict, params: Parameters) -> TrainState:
     optimizer = make_optimizer(config.optimizer)
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), zero_sums(), new_guard())
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), new_guard())
 
 
 def _placements(config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[Any, Any]:
@@ -158,7 +132,6 @@ def abstract_state(config: ml_collections.ConfigDict, mesh: Mesh) -> TrainState:
             transform_non_params=lambda _: whole,
         ),
         step=whole,
-        sums=jax.tree.map(lambda _: whole, shapes.sums),
         guard=jax.tree.map(lambda _: whole, shapes.guard),
     )
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
@@ -183,31 +156,17 @@ def initial_state(config: ml_collections.ConfigDict, params: Parameters, mesh: M
     return made(params)
 
 
-def _by_device(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec(AXES))
+def place_parts(parts: int, mesh: Mesh) -> jax.Array:
+    """How many of a batch's micro-batches hold rows, int32, on every device; a step reads it during a batch warm-up."""
+    sharding = replicated(mesh)
+    devices = list(sharding.addressable_devices)
+    arrays = jax.device_put([np.array(parts, np.int32)] * len(devices), devices)
+    return jax.make_array_from_single_device_arrays((), sharding, arrays)
 
 
-def make_control(mesh: Mesh, *, stop: bool = False, parts: int = 0) -> Control:
-    """This process's part of the control of a step, on the devices; see `Control`."""
-
-    def placed(shape: tuple[int, ...], value: np.ndarray, sharding: NamedSharding) -> jax.Array:
-        devices = list(sharding.addressable_devices)
-        arrays = jax.device_put([value] * len(devices), devices)
-        return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
-
-    return Control(
-        stop=placed((mesh.size,), np.full(1, stop, np.int32), _by_device(mesh)),
-        parts=placed((), np.array(parts, np.int32), replicated(mesh)),
-    )
-
-
-def abstract_control(mesh: Mesh) -> Control:
-    """Shapes, dtypes and shardings of `Control`."""
-    described: Any = jax.ShapeDtypeStruct
-    return Control(
-        stop=described((mesh.size,), jnp.int32, sharding=_by_device(mesh)),
-        parts=described((), jnp.int32, sharding=replicated(mesh)),
-    )
+def abstract_parts(mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and sharding of `place_parts`."""
+    return jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
 
 
 # --- the gradient -----------------------------------------------------------------------------------------------------
@@ -288,17 +247,16 @@ def make_train_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
       mesh: (data, fsdp, tensor).
 
     Returns:
-      A jitted function of (state, batch, control), laid out as `abstract_state`, `abstract_batch` and
-      `abstract_control` say, that gives the new state and an `Outcome`, arrays that stay valid while later steps use
-      the state up.
+      A jitted function of (state, batch, parts), laid out as `abstract_state`, `abstract_batch` and `abstract_parts`
+      say, that gives the new state and an `Outcome`.
     """
     optimizer, rate = make_optimizer(config.optimizer), learning_rate_schedule(config.optimizer, config.steps)
     gradient_of, state_like = batch_gradient(config, mesh), abstract_state(config, mesh)
     most = config.batch.accumulation
     of_moments = _shardings(_placements(config, mesh)[1], state_like.params, mesh)
 
-    def step(state: TrainState, batch: Batch, control: Control) -> tuple[TrainState, Outcome]:
-        parts = control.parts if config.batch.warmup_steps else most
+    def step(state: TrainState, batch: Batch, parts: jax.Array) -> tuple[TrainState, Outcome]:
+        parts = parts if config.batch.warmup_steps else most
         gradient, totals = gradient_of(state.params, state.step, batch, parts)
         loss, norm = mean_loss(totals, totals.mlm_count, totals.sop_count), optax.tree.norm(gradient)
         good, guard = judge(state.guard, config.guard, loss, norm)
@@ -307,60 +265,37 @@ def make_train_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
         updates = jax.tree.map(lambda u: -rate(state.step) * u, directions)
         updates = jax.lax.with_sharding_constraint(updates, of_moments)
         mlm_count, sop_count = jnp.maximum(totals.mlm_count, 1), jnp.maximum(totals.sop_count, 1)
-        measured = Sums(
-            loss=loss,
-            mlm_loss=totals.mlm_loss / mlm_count,
-            mlm_accuracy=totals.mlm_correct / mlm_count,
-            sop_loss=totals.sop_loss / sop_count,
-            sop_accuracy=totals.sop_correct / sop_count,
-            grad_norm=norm,
-            update_norm=optax.tree.norm(updates),
-            param_norm=optax.tree.norm(state.params),
-            real_share=totals.real_slots / (batch.input_ids.size / most * parts),
-            steps=jnp.ones((), jnp.float32),
-        )
-        proposed = (optax.apply_updates(state.params, updates), opt_state, jax.tree.map(jnp.add, state.sums, measured))
-        kept = (state.params, state.opt_state, state.sums)
-        params, opt_state, sums = jax.tree.map(lambda new, old: jnp.where(good, new, old), proposed, kept)
-        after = TrainState(params, opt_state, state.step + 1, sums, guard)
-        return after, Outcome(after.step, jnp.max(control.stop), guard.in_a_row)
+        measured = {
+            "loss": loss,
+            "mlm_loss": totals.mlm_loss / mlm_count,
+            "mlm_accuracy": totals.mlm_correct / mlm_count,
+            "sop_loss": totals.sop_loss / sop_count,
+            "sop_accuracy": totals.sop_correct / sop_count,
+            "grad_norm": norm,
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(state.params),
+            "real_share": totals.real_slots / (batch.input_ids.size / most * parts),
+        }
+        proposed = (optax.apply_updates(state.params, updates), opt_state)
+        kept = (state.params, state.opt_state)
+        params, opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), proposed, kept)
+        means = jnp.stack([measured[name] for name in MEASURES])
+        outcome = Outcome(guard.in_a_row, guard.skipped, jnp.float32(rate(state.step)), means)
+        return TrainState(params, opt_state, state.step + 1, guard), outcome
 
-    whole = replicated(mesh)
     return jax.jit(
         step,
-        in_shardings=(shardings_of(state_like), by_rows(mesh), shardings_of(abstract_control(mesh))),
-        out_shardings=(shardings_of(state_like), whole),
+        in_shardings=(shardings_of(state_like), by_rows(mesh), replicated(mesh)),
+        out_shardings=(shardings_of(state_like), replicated(mesh)),
         donate_argnums=0,
     )
-
-
-def make_read_sums(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
-    """The end of a log interval: the means since the last one, and the state with its sums at zero.
-
-    Returns a jitted function of the state. The means are arrays of their own, which stay valid while later steps use
-    the state up. They are NaN where the guard let no step of the interval pass.
-    """
-    schedule, shardings = (
-        learning_rate_schedule(config.optimizer, config.steps),
-        shardings_of(abstract_state(config, mesh)),
-    )
-
-    def read(state: TrainState) -> tuple[dict[str, jax.Array], TrainState]:
-        sums = state.sums._asdict()
-        steps = sums.pop("steps")
-        means = {name: value / steps for name, value in sums.items()}
-        # The rate of the interval's last step.
-        means |= {"learning_rate": jnp.float32(schedule(state.step - 1)), "skipped": state.guard.skipped + 0}
-        return means, state._replace(sums=zero_sums())
-
-    return jax.jit(read, in_shardings=(shardings,), out_shardings=(replicated(mesh), shardings), donate_argnums=0)
 
 
 def make_eval_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
     """The evaluation of one batch; dropout is off.
 
     Returns:
-      A jitted function of (params, batch, control) that gives the totals, and whether any process wishes to stop.
+      A jitted function of (params, batch) that gives the totals.
     """
     model, (of_params, _) = abstract_model(config), _placements(config, mesh)
     params_like = abstract_state(config, mesh).params
@@ -370,12 +305,8 @@ def make_eval_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
 
     specs = jax.tree.map(lambda at, x: at.spec(x.ndim, ROWS), of_params, params_like)
     totals_of = over_rows(local, mesh, in_specs=(specs, PartitionSpec(ROWS)), out_specs=PartitionSpec())
-
-    def step(params: Parameters, batch: Batch, control: Control) -> tuple[Totals, jax.Array]:
-        return totals_of(params, batch), jnp.max(control.stop)
-
     return jax.jit(
-        step,
-        in_shardings=(shardings_of(params_like), by_rows(mesh), shardings_of(abstract_control(mesh))),
+        totals_of,
+        in_shardings=(shardings_of(params_like), by_rows(mesh)),
         out_shardings=replicated(mesh),
     )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run says about itself: a line on the screen, `metrics.jsonl` and TensorBoard events.
 
-Device values are read one log interval late, so that no step waits for the host. A run that goes on from a checkpoint
-first drops everything recorded past it, so that no step stands there twice. Where the workdir is in an object store,
-the files grow here and are copied there by `flush`, that is before each checkpoint, and by `close`.
+A run that goes on from a checkpoint first drops everything recorded past it, so that no step stands there twice. Where
+the workdir is in an object store, the files grow here and are copied there by `flush`, that is before each checkpoint,
+and by `close`.
 
 Goodput is the share of the time since the run's first start that went into steps which still count: not into starting,
 compiling, evaluating and saving, nor into steps that were lost and computed again, nor into standing still.
@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
@@ -43,7 +42,6 @@ _COLUMNS = (
     ("good", 6, "goodput", ".1%"),
 )
 _HEADING_EVERY = 25  # lines
-_OF_INTERVAL = ("seconds", "input_wait_seconds", "tokens", "flops")  # what the host measures of a log interval
 _NO_CURVES = ("time", "wall_s", "seconds")  # in `timing`, from which goodput is computed
 
 
@@ -54,7 +52,8 @@ class Telemetry:
     what the wall clock had a part in. Without `timing`, two runs of the same configuration give the same values: floats
     are written in full; non-finite ones as Python's json writes them, `NaN` and `Infinity`. The first start of a run
     adds a line of kind 'start', each later one a line of kind 'resume' at the restored step, whose `timing` has the
-    steps and seconds that were recorded past it and are lost; `event` adds lines of other kinds.
+    steps and seconds that were recorded past it and are lost; `event` adds lines of other kinds. Lines of kind
+    'progress' come when the clock says so, between two of kind 'train', whose intervals they do not change.
 
     Args:
       workdir: receives `metrics.jsonl` and `tensorboard/`; a local directory or one in an object store.
@@ -77,14 +76,13 @@ class Telemetry:
         self._steps = steps
         self._peak_flops = peak_flops
         self._columns = [column for column in _COLUMNS if column[2] != "mfu" or peak_flops is not None]
-        self._pending: tuple[int, dict[str, Any], dict[str, float], dict[str, float]] | None = None
         self._lines = 0
         self._spool = Spool(workdir)
         self._spool.fetch(_METRICS)
         self.directory = self._spool.local
         self._path = self.directory / _METRICS
         before = read_metrics(self.directory)
-        self._clock = _RunClock(before)
+        self._clock, self._evaluating = _RunClock(before), 0.0
         kept = drop_later_records(self._path, restored_step, f"{os.fspath(workdir)}/{_METRICS}")
         self._event_files = len(list((directory(workdir) / _EVENTS).glob("events.*")))
         self._open(kept, restored_step)
@@ -99,7 +97,8 @@ class Telemetry:
 
     def _open(self, kept: Sequence[dict[str, Any]], step: int) -> None:
         """Opens the files to go on from `step`, up to which `kept` is recorded."""
-        self._last_step, self._productive = step, _step_seconds(kept)
+        self._last_step = {"train": step, "progress": step}
+        self._productive, self._unfinished = _step_seconds(kept), 0.0
         # A line a write: nothing finished is lost by a kill.
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
         # TensorBoard itself hides what lies at or after `purge_step` in older files. It reads the files by name, which
@@ -108,30 +107,42 @@ class Telemetry:
         self._events = SummaryWriter(str(self.directory / _EVENTS), purge_step=step + 1, filename_suffix=suffix)
         self._event_files += 1
 
-    def log(self, step: int, device_metrics: dict[str, Any], host: dict[str, float]) -> None:
-        """Takes the metrics of the interval that ends at `step` and writes those of the interval before.
+    def log(self, step: int, values: Mapping[str, float], clocked: Mapping[str, float], *, kind: str = "train") -> None:
+        """Writes and shows the interval that ends at `step`.
 
         Args:
           step: optimizer steps done.
-          device_metrics: name -> scalar `jax.Array`; not read before the next `log`, `evaluation`, `flush` or `close`.
-            The screen shows loss, mlm_loss, mlm_accuracy, sop_loss, sop_accuracy, learning_rate, grad_norm and
-            update_norm, and skipped (updates so far) where it is not 0.
-          host: what the host knows. `seconds` of the interval spent on steps, `input_wait_seconds` of these waited for
-            the loader, `tokens` that the steps took in, and their matmul `flops` where these are known, become
-            `timing`; all others (epoch, position) are recorded as they are and must not depend on the clock.
+          values: what is recorded as it is and must not depend on the clock. The screen shows epoch, loss, mlm_loss,
+            mlm_accuracy, sop_loss, sop_accuracy, learning_rate, grad_norm, update_norm, position, real_share, and
+            skipped (updates so far) where it is not 0.
+          clocked: `seconds` of the interval spent on steps, `input_wait_seconds` of these waited for the loader,
+            `tokens` that the steps took in, and their matmul `flops` where these are known.
+          kind: 'train', or 'progress' for a line within such an interval.
         """
-        self._write_pending()
-        for value in device_metrics.values():
-            if isinstance(value, jax.Array):
-                value.copy_to_host_async()
-        self._pending = (step, device_metrics, host, self._clock.read())
+        timing = self._timing(step, kind, clocked)
+        values = {name: _plain(value) for name, value in values.items()}
+        self._write({"step": step, "kind": kind, **values}, timing)
+        if self._lines % _HEADING_EVERY == 0:
+            print(self._heading(), flush=True)
+        self._lines += 1
+        print(self._line(step, values | timing), flush=True)
 
-    def evaluation(self, step: int, results: dict[str, float]) -> None:
-        """Writes an evaluation's results at once, their names prefixed by `eval_`."""
-        self._write_pending()
+    def evaluation(self, step: int, results: dict[str, float], seconds: float) -> None:
+        """Writes and shows an evaluation's results, their names prefixed by `eval_`, and what it cost.
+
+        Args:
+          step: optimizer steps done.
+          results: name -> value.
+          seconds: that the evaluation took. The screen shows them beside the share that all evaluations of this process
+            have of its time so far.
+        """
         values = {f"eval_{name}": _plain(value) for name, value in results.items()}
-        self._write({"step": step, "kind": "eval", **values}, {})
-        print(f"step {step}: " + "  ".join(f"{name} {_short(value)}" for name, value in values.items()), flush=True)
+        clock = self._clock.read()
+        self._evaluating += seconds
+        share = self._evaluating / max(self._clock.passed(), seconds, 1e-9)
+        self._write({"step": step, "kind": "eval", **values}, {"seconds": seconds, "share": share} | clock)
+        shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        print(f"step {step}: {shown}  ({duration(seconds)}, {share:.1%} of the time so far)", flush=True)
 
     def event(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Records something else that happened at `step`, as a line of its own kind; nothing is printed.
@@ -142,33 +153,30 @@ class Telemetry:
             younger than the checkpoint of its step.
           values: what JSON can hold and the clock has no part in.
         """
-        self._write_pending()
         self._record({"step": step, "kind": kind, **values}, self._clock.read())
 
     def rewind(self, step: int) -> None:
         """Goes back to `step` within a process: drops what is recorded past it, and TensorBoard hides it.
 
-        The interval that is pending is printed first. Rollbacks to `step` stay on record.
+        Rollbacks stay on record.
 
         Raises:
           UserError: where the store cannot be reached.
         """
-        self._write_pending()
         self._file.close()
         self._events.close()
-        kept, _, _ = _keep(self._path, lambda record: record["step"] <= step)
+        kept, _, _ = _keep(self._path, lambda record: record["step"] <= step or record["kind"] == "rollback")
         self._open(kept, step)
         # Now, because the spool compares sizes, and what comes may fill the file to just the size that it had.
         self._events.flush()
         self._spool.upload()
 
     def flush(self) -> None:
-        """Reads and writes what is pending, down to the disk or the store; call it before a checkpoint is saved.
+        """Writes down to the disk or the store; call it before a checkpoint is saved.
 
         Raises:
           UserError: where the store cannot be reached.
         """
-        self._write_pending()
         self._file.flush()
         os.fsync(self._file.fileno())
         self._events.flush()
@@ -187,35 +195,23 @@ class Telemetry:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _write_pending(self) -> None:
-        if self._pending is None:
-            return
-        step, device_metrics, host, clock = self._pending
-        self._pending = None
-        values = {name: _plain(value) for name, value in jax.device_get(device_metrics).items()}
-        timing = self._timing(step, host, clock)
-        values |= {k: v for k, v in host.items() if k not in _OF_INTERVAL}
-        self._last_step = step
-        self._write({"step": step, "kind": "train", **values}, timing)
-        if self._lines % _HEADING_EVERY == 0:
-            print(self._heading(), flush=True)
-        self._lines += 1
-        print(self._line(step, values | timing), flush=True)
-
-    def _timing(self, step: int, host: dict[str, float], clock: dict[str, float]) -> dict[str, float]:
-        seconds, steps = max(host["seconds"], 1e-9), step - self._last_step
+    def _timing(self, step: int, kind: str, clocked: Mapping[str, float]) -> dict[str, float]:
+        seconds, steps, clock = max(clocked["seconds"], 1e-9), step - self._last_step[kind], self._clock.read()
+        self._last_step[kind] = self._last_step["progress"] = step
         timing = {
-            "tokens_per_s": host["tokens"] / seconds,
-            "input_wait": host["input_wait_seconds"] / seconds,
+            "tokens_per_s": clocked["tokens"] / seconds,
+            "input_wait": clocked["input_wait_seconds"] / seconds,
             "eta_s": seconds / max(steps, 1) * (self._steps - step),
         }
-        if "flops" in host:
-            timing["tflops_per_s"] = host["flops"] / seconds / 1e12
+        if "flops" in clocked:
+            timing["tflops_per_s"] = clocked["flops"] / seconds / 1e12
             if self._peak_flops is not None:
-                timing["mfu"] = host["flops"] / seconds / self._peak_flops
-        self._productive += host["seconds"]
-        timing["goodput"] = min(1.0, self._productive / max(clock["wall_s"], 1e-9))
-        return timing | {"seconds": host["seconds"]} | clock
+                timing["mfu"] = clocked["flops"] / seconds / self._peak_flops
+        self._unfinished = clocked["seconds"] + (self._unfinished if kind == "progress" else 0.0)
+        if kind == "train":
+            self._productive, self._unfinished = self._productive + clocked["seconds"], 0.0
+        timing["goodput"] = min(1.0, (self._productive + self._unfinished) / max(clock["wall_s"], 1e-9))
+        return timing | {"seconds": clocked["seconds"]} | clock
 
     def _write(self, record: dict[str, Any], timing: dict[str, float]) -> None:
         self._record(record, timing)
@@ -262,15 +258,19 @@ class _RunClock:
         if last is not None:
             self._wall = last["wall_s"] + max(0.0, self._time - last["time"])
 
+    def passed(self) -> float:
+        """Seconds since this process began."""
+        return time.perf_counter() - self._began
+
     def read(self) -> dict[str, float]:
         """`time`, seconds since 1970 as the process began plus what has passed since, and `wall_s`, since the start."""
-        passed = time.perf_counter() - self._began
+        passed = self.passed()
         return {"time": self._time + passed, "wall_s": self._wall + passed}
 
 
 def _step_seconds(records: Sequence[dict[str, Any]]) -> float:
     """What went into the steps of some records."""
-    return sum(record.get("timing", {}).get("seconds", 0.0) for record in records)
+    return sum(record.get("timing", {}).get("seconds", 0.0) for record in records if record["kind"] == "train")
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -279,8 +279,8 @@ def _step_seconds(records: Sequence[dict[str, Any]]) -> float:
 def drop_later_records(path: pathlib.Path, step: int, name: str = "") -> list[dict[str, Any]]:
     """Removes from a `metrics.jsonl` what a killed run wrote past `step`, and a torn line.
 
-    A rollback to `step` goes too: it came after the checkpoint that the run goes on from. The file is replaced
-    atomically. Prints how many lines went, and of which kind, where any did.
+    Rollbacks stay: what they left out stays left out. The file is replaced atomically. Prints how many lines went, and
+    of which kind, where any did.
 
     Args:
       path: the file.
@@ -290,7 +290,7 @@ def drop_later_records(path: pathlib.Path, step: int, name: str = "") -> list[di
     Returns:
       The records that are left.
     """
-    kept, later, torn = _keep(path, lambda r: r["step"] < step or (r["step"] == step and r["kind"] != "rollback"))
+    kept, later, torn = _keep(path, lambda record: record["step"] <= step or record["kind"] == "rollback")
     if later or torn:
         print(
             f"{name or path}: dropped {later} records of steps after {step} and {torn} torn lines; they are computed "

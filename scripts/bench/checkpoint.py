@@ -78,7 +78,8 @@ def measure(size: str, options: argparse.Namespace) -> None:
         for step in range(options.saves + 1):
             numbered = jax.block_until_ready(state._replace(step=state.step * 0 + step + 1))
             began = time.perf_counter()
-            checkpoints.save(numbered, 0, block=False)
+            progress = {"step": step + 1, "position": 0, "interval": None}
+            checkpoints.save(numbered, progress, block=False)
             stalls.append(time.perf_counter() - began)
             checkpoints.wait()
             durables.append(time.perf_counter() - began)
