@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Poisoned batches: one is left out, several in a row send the run back to its last checkpoint and past them."""
+"""Poisoned batches: one is left out, several in a row send the run back to a checkpoint and on without their rows."""
 
+import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ import pytest
 
 from albert_jax.data.stream import Batch
 from albert_jax.errors import UserError
+from albert_jax.training.checkpoint import Checkpoints
 from albert_jax.training.guard import check_guard, judge, new_guard
+from albert_jax.training.left_out import LeftOut, merged, read_left_out
 from albert_jax.training.legs import Draw, Leg
 from tests.in_process import run, tiny
 from tests.runs import VOCABULARY, arrays, records
@@ -63,7 +66,8 @@ def jumping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     def jump(begin: int, end: int) -> None:
         draws = Leg.draws
 
-        def jumped(self: Leg, step: int, position: int) -> Iterator[Draw]:
+        def jumped(self: Leg, step: int, position: int, left_out: Sequence[tuple[int, int]] = ()) -> Iterator[Draw]:
+            assert not left_out
             for draw in draws(self, step, position):
                 if draw.position == begin:
                     yield from draws(self, draw.step, end)
@@ -75,35 +79,97 @@ def jumping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     return jump
 
 
+def same_end(workdir: pathlib.Path, other: pathlib.Path) -> bool:
+    """Whether two runs ended with the same bits, and recorded the same but for rollbacks."""
+    found, wanted = arrays(workdir), arrays(other)
+    assert {n: a.tobytes() for n, a in found.items()} == {n: a.tobytes() for n, a in wanted.items()}
+    return [r for r in records(workdir) if r["kind"] != "rollback"] == records(other)
+
+
 @pytest.mark.parametrize("stop_after", [None, 8])
-def test_too_many_in_a_row_lead_back_to_the_last_checkpoint_and_past_their_data(
+def test_too_many_in_a_row_lead_back_to_the_last_checkpoint_and_on_without_their_rows_alone(
     data, tmp_path, poison, jumping, monkeypatch, caplog, stop_after
 ):
     """The end is that of a run that never saw those rows, to the last bit, also where it is stopped and resumed."""
     begin, end = 5 * ROWS, 8 * ROWS  # of steps 6, 7 and 8; the last checkpoint is that of step 4
-    with monkeypatch.context():
-        poison(begin, end)
-        config = tiny(data, **{"guard.patience": 3, "checkpoint.every": 4})
-        if stop_after is not None:
-            assert not run(config, tmp_path / "w", stop_after)
-        assert run(config, tmp_path / "w")
+    config = tiny(data, **{"guard.patience": 3, "checkpoint.every": 4})
+    poison(begin, end)
+    if stop_after is not None:
+        assert not run(config, tmp_path / "w", stop_after)
+    assert run(config, tmp_path / "w")
     monkeypatch.undo()
     (told,) = lines(tmp_path / "w", "rollback")
-    assert (told["step"], told["from"], told["skipped"], told["rows"]) == (4, 8, 3, [begin, end])
+    assert (told["step"], told["from"], told["skipped"], told["rows"]) == (4, 8, 3, [[begin, end]])
     assert len(told["examples"]) >= 3 * ROWS
-    assert "steps 6 to 8 were left out" in caplog.text and "back to step 4, and past rows 40 to 64" in caplog.text
-    # Step 5 was good but comes after the checkpoint: its rows are passed over with the others.
-    jumping(4 * ROWS, end)
-    assert run(tiny(data, **{"guard.patience": 3, "checkpoint.every": 4}), tmp_path / "v")
-    found, wanted = arrays(tmp_path / "w"), arrays(tmp_path / "v")
-    assert {n: a.tobytes() for n, a in found.items()} == {n: a.tobytes() for n, a in wanted.items()}
-    assert [r for r in records(tmp_path / "w") if r["kind"] != "rollback"] == records(tmp_path / "v")
+    assert "steps 6 to 8 were left out" in caplog.text
+    assert "back to step 4, and on without their rows, 40 to 64 of the stream" in caplog.text
+    # Step 5 comes after the checkpoint and was good: its rows are trained on again.
+    jumping(begin, end)
+    assert run(config, tmp_path / "v")
+    assert same_end(tmp_path / "w", tmp_path / "v")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_where_that_does_not_help_the_run_goes_one_checkpoint_further_back(
+    data, tmp_path, poison, jumping, monkeypatch, killed
+):
+    """Also where it is killed in the midst of that, when the newer checkpoint is about to be removed."""
+    begin, end = 7 * ROWS, 11 * ROWS  # of steps 8 to 11; two of them are left out at a time
+    config = tiny(data, **{"guard.patience": 2, "checkpoint.every": 2, "checkpoint.keep": 3})
+    poison(begin, end)
+    if killed:
+        with monkeypatch.context() as killing:
+            abandon = Checkpoints.abandon
+
+            def kill(self: Checkpoints, steps: Sequence[int]) -> None:
+                if steps:
+                    raise KeyboardInterrupt
+                abandon(self, steps)
+
+            killing.setattr(Checkpoints, "abandon", kill)
+            with pytest.raises(KeyboardInterrupt):
+                run(config, tmp_path / "w")
+        assert json.loads((tmp_path / "w" / "left_out.json").read_text())["abandoned"] == [6]
+    assert run(config, tmp_path / "w")
+    monkeypatch.undo()
+    assert [line["step"] for line in lines(tmp_path / "w", "rollback")] == ([6] if killed else [6, 4])
+    jumping(begin, end)
+    assert run(config, tmp_path / "v")
+    assert same_end(tmp_path / "w", tmp_path / "v")
 
 
 def test_data_that_stay_bad_end_the_run_in_a_sentence(data, tmp_path, poison):
     poison(5 * ROWS, 10**6)
     with pytest.raises(UserError, match="went back to step 4 3 times"):
         run(tiny(data, **{"guard.patience": 2}), tmp_path / "w")
+
+
+def test_a_damaged_file_of_what_is_left_out_is_refused_and_not_taken_for_an_empty_one(tmp_path):
+    (tmp_path / "left_out.json").write_text('{"rows": [[0, 40')
+    with pytest.raises(UserError, match=r"left_out\.json is damaged"):
+        read_left_out(tmp_path)
+
+
+def test_how_far_a_run_goes_back(tmp_path):
+    """By hand: 100, 200 and 300 are saved; trouble at 350, at 352 and, from 200 on, at 351; or first at 420."""
+    first, candidates = LeftOut().going_back(0, [(1, 2)], told=350, steps=[100, 200, 300])
+    assert candidates == [300, 200, 100] and first.times == 1
+    first = dataclasses.replace(first, restored=300)
+    second, candidates = first.going_back(0, [(2, 3)], told=352, steps=[100, 200, 300])
+    assert candidates == [200, 100] and second.times == 1
+    second = dataclasses.replace(second, restored=200)
+    third, candidates = second.going_back(0, [(4, 5)], told=351, steps=[100, 200, 300])
+    assert candidates == [100]
+    third = dataclasses.replace(third, restored=100)
+    for times in (2, 3, 4):
+        third, candidates = third.going_back(0, [(6, 7)], told=351, steps=[100, 200])
+        assert candidates == [100] and third.times == times
+    fourth, candidates = second.going_back(100, [(0, 9)], told=420, steps=[200, 300, 400])
+    assert candidates == [400, 300, 200] and fourth.times == 1
+    assert fourth.of_phase(0) == [(1, 2), (2, 3)] and fourth.of_phase(100) == [(0, 9)]
+    fourth.write(tmp_path)
+    assert LeftOut.of(read_left_out(tmp_path)) == fourth
+    assert merged([(4, 6), (0, 2), (2, 3), (5, 7)]) == [(0, 3), (4, 7)]
 
 
 # --- what an outlier is -----------------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """SIGTERM and SIGINT become a wish to stop, which the run grants after saving."""
 
+import contextlib
 import os
 import shutil
 import signal
+import threading
 
 import pytest
 
-from albert_jax.training.interruption import EXIT_INTERRUPTED, Interruption
+from albert_jax.training.interruption import EXIT_INTERRUPTED, SAVE, STOP, Interruption, Register
 from tests.runs import Runs, arrays, records, release, wait_for
 
 pytest_plugins = ["tests.runs"]
@@ -23,6 +25,61 @@ def test_the_first_signal_asks_to_stop_and_later_ones_change_nothing(number):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.requested and interruption.name == number.name
+
+
+AHEAD = 2  # steps that a process starts before it has to wait for the others
+
+
+class Member(threading.Thread):
+    """The main thread of one process of a run: each of its steps ends when all processes have started it."""
+
+    def __init__(self, interruption: Interruption, started: list[int], place: int, requests: dict[int, str]):
+        super().__init__(daemon=True)
+        self.interruption, self.started, self.place, self.requests = interruption, started, place, requests
+        self.granted: list[tuple[int, list[str]]] = []
+
+    def run(self) -> None:
+        self.interruption.begin()
+        for step in range(1, 10_000):
+            while min(self.started) < step - AHEAD:
+                os.sched_yield()
+            if step in self.requests:
+                self.interruption.request(self.requests[step])
+            if granted := self.interruption.granted():
+                self.granted.append((step, sorted(granted)))
+                if STOP in granted:
+                    return
+            self.started[self.place] = step
+
+
+def test_processes_are_granted_the_same_requests_before_the_same_step():
+    """Three processes ask to save, several at once, and two of them to stop; none waits for steps that never start."""
+    register, started = Register(), [0, 0, 0]
+    requests = [{5: SAVE, 40: SAVE, 300: SAVE}, {40: SAVE, 500: STOP}, {6: SAVE, 200: SAVE, 500: STOP}]
+    with contextlib.ExitStack() as stack:
+        members = []
+        for place in range(3):
+            interruption = stack.enter_context(Interruption())
+            interruption.share(register, place, 3)
+            members.append(Member(interruption, started, place, requests[place]))
+        for member in members:
+            member.start()
+        for member in members:
+            member.join(60)
+            assert not member.is_alive()
+    assert members[0].granted == members[1].granted == members[2].granted
+    *saves, (stopped, last) = members[0].granted
+    assert STOP in last and all(what == [SAVE] for _, what in saves) and 2 <= len(saves) <= 5
+    assert started == [stopped - 1] * 3
+
+
+def test_a_run_of_one_process_is_granted_what_was_requested_before_its_next_step():
+    with Interruption() as interruption:
+        interruption.begin()
+        assert not interruption.granted()
+        interruption.request(SAVE)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.granted() == {SAVE, STOP} and not interruption.granted()
 
 
 def test_the_handlers_of_before_are_put_back():
