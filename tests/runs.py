@@ -211,9 +211,8 @@ def release(process: subprocess.Popen[str]) -> None:
 def records(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """What a run recorded, without what the clock had a part in and without the marks of resumption."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if k != "timing"} for line in lines if line["kind"] not in ("start", "resume")
-    ]
+    clocked = ("start", "resume", "progress")
+    return [{k: v for k, v in line.items() if k != "timing"} for line in lines if line["kind"] not in clocked]
 
 
 def arrays(workdir: pathlib.Path, step: int = STEPS) -> dict[str, np.ndarray]:

@@ -141,7 +141,6 @@ class Run:
         self.state, self.step, self.position, interval = self._restore_or_start()
         self.telemetry = self._open_telemetry() if first() else None
         self._saved, self._evaluated = self.step, by_first(self._last_evaluation)
-        self._saved_at = self._line_at = self._outcome_at = time.monotonic()
         self._stopping, self._due, self._skipped_in_a_row = False, False, 0
         self._interval, self._progress = Interval(interval), Interval()
         self._in_flight = collections.deque[_Started]()
@@ -252,6 +251,7 @@ class Run:
         """
         if self.step == leg.phase.begin:
             self.position = 0  # each leg has a stream of its own
+        self._saved_at = self._line_at = self._outcome_at = time.monotonic()
         draws = leg.draws(self.step, self.position, self._left_out.of_phase(leg.phase.begin))
         loader = Loader(leg.batch, draws, ahead=self.config.data.prefetch)
         with contextlib.closing(loader), jax.transfer_guard("disallow"):
