@@ -84,6 +84,7 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.batch.size = 4096  # what one optimizer step consumes, in `unit`
     c.batch.unit = "examples"  # 'examples' (packed rows hold several) or 'rows'
     c.batch.accumulation = 1  # micro-batches a step; the gradient does not depend on it
+    c.batch.rows_per_device = 0  # rows that a device takes at a time; 0: as many as fit its memory
     c.batch.warmup_steps = 0  # steps in which a batch grows from one micro-batch to all of them; 0: full from the start
 
     c.optimizer = ml_collections.ConfigDict()

@@ -10,7 +10,7 @@ by rules on logical names, as in Flax and t5x: `mesh.rules`.
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -256,6 +256,52 @@ def scatter_sums(gradient: Any, where: Any, mesh: Mesh) -> Any:
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
+
+
+class Split(NamedTuple):
+    """How the rows of a batch are laid out: over shards, and in each over micro-batches, filled up with empty rows.
+
+    Attributes:
+      rows: R, of a full batch.
+      shards: over how many shards they are split.
+      parts: micro-batches of a shard.
+      each: rows of a micro-batch, which a device takes at a time.
+    """
+
+    rows: int
+    shards: int
+    parts: int
+    each: int
+
+    @property
+    def per_shard(self) -> int:
+        """Rows of a shard with the empty ones."""
+        return self.parts * self.each
+
+    @property
+    def held(self) -> int:
+        """Rows of all shards with the empty ones."""
+        return self.shards * self.per_shard
+
+    def begin(self, shard: int, count: int | None = None) -> int:
+        """The first row of a shard where the batch has `count` rows; the shard ends where the next one begins.
+
+        Rounded up, so that the first shard is the fullest and never empty.
+        """
+        return -(-(self.rows if count is None else count) * shard // self.shards)
+
+    def parts_of(self, count: int) -> int:
+        """How many micro-batches hold rows where the batch has `count` rows."""
+        return -(-self.begin(1, count) // self.each)
+
+
+def split_rows(rows: int, shards: int, rows_per_device: int) -> Split:
+    """Lays out `rows` rows so that a device takes at most `rows_per_device` at a time.
+
+    Micro-batches are as few as that allows, and then as small, so that a shard has fewer empty rows than micro-batches.
+    """
+    parts = -(-rows // (shards * rows_per_device))
+    return Split(rows, shards, parts, -(-rows // (shards * parts)))
 
 
 class Rows:
