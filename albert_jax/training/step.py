@@ -270,8 +270,8 @@ def make_train_step(config: ml_collections.ConfigDict, mesh: Mesh, most: int = 1
 
     def step(state: TrainState, batch: Batch, parts: jax.Array) -> tuple[TrainState, Outcome]:
         # Only a growing batch leaves micro-batches out; else a loop of known length is what compilers do best.
-        parts = parts if config.batch.warmup_steps else most
-        gradient, totals = gradient_of(state.params, state.step, batch, parts)
+        filled = parts if config.batch.warmup_steps else most
+        gradient, totals = gradient_of(state.params, state.step, batch, filled)
         loss, norm = mean_loss(totals, totals.mlm_count, totals.sop_count), optax.tree.norm(gradient)
         good, guard = judge(state.guard, config.guard, loss, norm)
         directions, opt_state = optimizer.update(gradient, state.opt_state, state.params)
