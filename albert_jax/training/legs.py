@@ -170,13 +170,14 @@ class Leg:
     def _describe(self, split: Split, needs: float, memory: float) -> None:
         _log.info("attention: %s, because %s.", self.config.attention, self.why_attention)
         _log.info(
-            "a step: %s rows of %s slots on %s devices, each %s rows at a time (%s), %s times%s; %s of %s a device.",
+            "a step: %s rows of %s slots on %s, each %s rows at a time (%s), %s time%s%s; %s of %s a device.",
             f"{split.rows:,}",
             self.config.data.sequence_length,
-            self._mesh.size,
+            f"{self._mesh.size} device" + "s" * (self._mesh.size > 1),
             split.each,
             "given" if self.config.batch.rows_per_device else "chosen",
             split.parts,
+            "s" * (split.parts > 1),
             f", {1 - split.rows / split.held:.1%} of them empty" if split.held > split.rows else "",
             gigabytes(needs),
             gigabytes(memory),
