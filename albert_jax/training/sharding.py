@@ -314,10 +314,14 @@ class Split(NamedTuple):
 def split_rows(rows: int, shards: int, rows_per_device: int) -> Split:
     """Lays out `rows` rows so that a device takes at most `rows_per_device` at a time.
 
-    Micro-batches are as few as that allows, and then as small, so that a shard has fewer empty rows than micro-batches.
+    Micro-batches are as few as that allows, or up to a quarter more where that leaves fewer rows empty: 65 rows of a
+    shard, eight at a time, are 11 micro-batches of 6, not 9 of 8.
     """
-    parts = -(-rows // (shards * rows_per_device))
-    return Split(rows, shards, parts, -(-rows // (shards * parts)))
+    fullest = -(-rows // shards)
+    least = -(-fullest // rows_per_device)
+    parts = min(range(least, least + least // 4 + 1), key=lambda parts: (parts * -(-fullest // parts), parts))
+    each = -(-fullest // parts)
+    return Split(rows, shards, -(-fullest // each), each)
 
 
 class Rows:
