@@ -183,7 +183,7 @@ def test_a_run_on_a_small_device_takes_fewer_rows_and_says_so(data, tmp_path, mo
     assert said and int(said[1]) * int(said[2]) >= 64 and int(said[2]) > 1
     assert "attention: xla, because cudnn needs an NVIDIA GPU, not cpu (cpu)." in caplog.text
     monkeypatch.setattr(legs, "device_memory", lambda device: 1e5)
-    with pytest.raises(OutOfMemoryError, match="takes 1 rows a device at a time needs"):
+    with pytest.raises(OutOfMemoryError, match="takes 1 row a device at a time needs"):
         run(tiny(data, **{"batch.rows_per_device": 0}), tmp_path / "v")
 
 

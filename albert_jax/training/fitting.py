@@ -157,7 +157,7 @@ def fit(
                 f"needs {gigabytes(found.memory)}" if math.isfinite(found.memory) else "is too large for its compiler"
             )
             raise OutOfMemoryError(
-                f"a step that takes {split.each} rows a device at a time {needs}, and a device has "
+                f"a step that takes {split.each} row{'s' * (split.each > 1)} a device at a time {needs}, and a device has "
                 f"{gigabytes(memory)}; {remedy(config, split, fewer)}."
             )
         split = split_rows(rows, shards, fewer)
