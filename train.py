@@ -8,7 +8,8 @@ was interrupted. On TPU pods, Slurm and GKE the processes of a run find each oth
 --coordinator=HOST:PORT --processes=N --process=I.
 
 Exit status: 0 finished; 75 interrupted and saved, run it again; 76 another process is gone or nothing moved any more,
-start all of them again; 2 a bad input, named on standard error.
+start all of them again; 71 a device's memory is too small, and standard error names the setting that fits; 2 a bad
+input, named on standard error.
 """
 
 import errno
@@ -129,7 +130,7 @@ def main(interruption: Interruption) -> int:
         return _train(interruption)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
-        status = 2
+        status = e.status
     except Exception as e:
         from albert_jax.training import distributed
 

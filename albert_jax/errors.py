@@ -1,10 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception that a person is meant to read."""
+"""The exceptions that a person is meant to read."""
+
+EXIT_OUT_OF_MEMORY = 71  # EX_OSERR of sysexits.h: the same command would fail again, so no launcher repeats it
 
 
 class UserError(ValueError):
     """A bad input, file or setting: one sentence that names the value and says what to do about it.
 
-    The command lines print it as ``error: <sentence>`` on standard error and exit with status 2; any other exception is
-    a defect of ours and keeps its traceback.
+    The command lines print it as ``error: <sentence>`` on standard error and exit with its status, 2; any other
+    exception is a defect of ours and keeps its traceback.
     """
+
+    status = 2
+
+
+class OutOfMemoryError(UserError):
+    """A device cannot hold what the config asks of it; the sentence names the setting that fits, or is next to try."""
+
+    status = EXIT_OUT_OF_MEMORY

@@ -14,14 +14,14 @@ What the four sizes share
 Variants, joined by commas: `v2` (the default), `v1` (dropout 0.1, save in xxlarge), v2's length, `10m` steps for base
 and `3m` for the others, which prints its cost, and `parity`, data as Google's pipeline makes it, one example a row and
 20 masks at most; its optimizer is that of the other variants. Any field can be overridden:
-`--config.batch.accumulation=8`. The fields and their meaning are in albert_jax/training/recipe.py.
+`--config.batch.rows_per_device=8`. The fields and their meaning are in albert_jax/training/recipe.py.
 
 Length: 125,000 steps, version 1's. Warm-up 3,125 steps to 0.00176, then linear decay to zero. LAMB, decay 0.01.
 Batch: 4,096 *examples* (sentence pairs), Google's number. Up to 8 examples share a row of 512 slots, so a step has
 fewer than 4,096 rows: 3,392 on 188 MB of books, Wikipedia and speeches, in whole documents. The cost above
 is that of 4,096 full rows and thus an upper bound; it counts 3 x the forward matmuls. Utilization is taken as 50 % of
-bf16 peak on v4, v5e and v5p, 40 % on v6e and H100: an assumption, not a measurement. `batch.accumulation` divides a
-step to fit the memory.
+bf16 peak on v4, v5e and v5p, 40 % on v6e and H100: an assumption, not a measurement. A device
+takes as many rows at a time as its memory holds; any number of devices will do.
 Masking: 15 % of each example's tokens, in n-grams of 1 to 3 words; 80 mask slots a row.
 Sharing: all layers share one set of weights. The other strategies of the paper's table 4, for base: none is
 `--config.model.num_hidden_groups=12`; attention only, or the feed-forward part only, is that and

@@ -18,7 +18,7 @@ from albert_jax.data.rows import IGNORED, Batch
 from albert_jax.data.store import read_manifest
 from albert_jax.data.vocabulary import MASK
 from albert_jax.errors import UserError
-from albert_jax.training.data import Data, open_data, rows_per_step
+from albert_jax.training.data import Data, open_data, rows_of_step, rows_per_step
 
 # What label 1 means, by data.sentence_order; 'none' has no labels.
 LABEL_ONE = {
@@ -102,7 +102,7 @@ def _batch_of_step(
     if step < 1 or (split == "train" and step > config.steps):
         raise UserError(f"--step {step} must be from 1 to the recipe's {config.steps} steps (--set steps=...).")
     try:
-        size = rows_per_step(config, data.train, 1)
+        size = rows_per_step(config, data.train)
     except UserError as refusal:
         if step > 1:
             raise
@@ -110,8 +110,10 @@ def _batch_of_step(
         console.print(Text(f"note: training would refuse this recipe: {refusal}"))
         size = (data.train if split == "train" else data.validation).rows
     if split == "train":
-        return (step - 1) * size, size
-    size = max(1, size // config.batch.accumulation)
+        growing = min(step - 1, config.batch.warmup_steps)
+        before = sum(rows_of_step(config, size, k) for k in range(growing)) + (step - 1 - growing) * size
+        return before, rows_of_step(config, size, step - 1)
+    size = config.batch.rows_per_device or size
     total = min(config.eval.rows or data.validation.rows, data.validation.rows)
     if (step - 1) * size >= total:
         raise UserError(f"--step {step} must be from 1 to {-(-total // size)}, the batches of an evaluation.")

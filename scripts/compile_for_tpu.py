@@ -3,16 +3,17 @@
 """Compiles the step of train.py for a TPU slice that is not there, and prints what it will need and do.
 
     python scripts/compile_for_tpu.py --config=configs/xxlarge.py --topology=v5p-128 --fit
-    python scripts/compile_for_tpu.py --config=configs/base.py --topology=v5e:4x4 --config.batch.accumulation=16
+    python scripts/compile_for_tpu.py --config=configs/base.py --topology=v5e:4x4 --config.batch.rows_per_device=32
     python scripts/compile_for_tpu.py --table       # all sizes and slices, into docs/scaling.md
 
 Needs no TPU, only the package libtpu (`pip install 'albert_jax[tpu]'`) and a CPU. A batch that the config gives in
 examples is taken as that many rows, which is the most that it can be. What it says of memory, FLOPs and collectives is
-read from the compiled program; what it says of time is an estimate. Exit status: 0 it fits, 1 it does not, 2 a bad
-input, named on standard error.
+read from the compiled program; what it says of time is an estimate. Exit status: 0 it fits, 1 it does not, 71
+nothing does, 2 a bad input, named on standard error.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -22,23 +23,25 @@ import json
 import math
 import os
 import pathlib
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
 from albert_jax.config import AlbertConfig
-from albert_jax.errors import UserError
-from albert_jax.training import program
+from albert_jax.errors import OutOfMemoryError, UserError
+from albert_jax.model.encoder import REMATERIALISATIONS
+from albert_jax.training import fitting, program
 from albert_jax.training.chips import Chip, Slice, slice_of
+from albert_jax.training.fitting import FILL, TooLarge, compile_within, expected_fit, fits, gigabytes
 from albert_jax.training.recipe import check_overrides
+from albert_jax.training.sharding import Split, make_mesh, mesh_shape
 
-FILL = 0.9  # the share of a chip's memory that may be planned for
 SIZES = ("base", "large", "xlarge", "xxlarge")
 SLICES = ("v4-8", "v4-128", "v5e-16", "v5e-256", "v5p-128", "v6e-256")
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -98,12 +101,6 @@ class Figures(NamedTuple):
         return sum(b * math.prod(loops) for _, b, _, loops in self.collectives if loops)
 
 
-class TooLarge(NamedTuple):
-    """What the compiler refused: bytes of temporaries, or of everything, that it would need."""
-
-    memory: float
-
-
 def topology_devices(chips: Slice) -> list[Any]:
     """The devices of a slice that is not there, one a chip.
 
@@ -126,46 +123,43 @@ def topology_devices(chips: Slice) -> list[Any]:
     return list(found.devices)
 
 
-def lower_step(config: ml_collections.ConfigDict, devices: list[Any], rows: int) -> Any:
-    """The step of train.py for these devices, lowered: JAX's `Lowered`.
+def lower_step(config: ml_collections.ConfigDict, chips: Slice, split: Split) -> Any:
+    """The step of train.py for a slice, lowered: JAX's `Lowered`.
 
     Raises:
-      UserError: where rows, mesh and micro-batches do not fit each other.
+      UserError: where mesh and slice do not fit each other.
     """
-    from albert_jax.training.sharding import make_mesh, row_shards
-    from albert_jax.training.step import abstract_batch, abstract_parts, abstract_state, make_train_step
+    from albert_jax.training import legs
 
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
-    parts = config.batch.accumulation
-    if parts < 1 or rows % (row_shards(mesh) * parts):
-        raise UserError(
-            f"{rows:,} rows cannot be split over {row_shards(mesh)} shards and {parts} micro-batches; change "
-            "batch.size or batch.accumulation."
-        )
-    state, batch = abstract_state(config, mesh), abstract_batch(config, mesh, rows)
-    return make_train_step(config, mesh).lower(state, batch, abstract_parts(mesh))
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, topology_devices(chips))
+    return legs.lower_step(config, mesh, split)
 
 
-def compile_step(config: ml_collections.ConfigDict, chips: Slice, rows: int) -> Figures | TooLarge:
+def shards_of(config: ml_collections.ConfigDict, chips: Slice) -> int:
+    """Over how many shards rows are split."""
+    data, fsdp, _ = mesh_shape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, chips.chips)
+    return data * fsdp
+
+
+def compile_step(config: ml_collections.ConfigDict, chips: Slice, split: Split) -> Figures | TooLarge:
     """Compiles the step.
 
     Args:
       config: the run's.
       chips: the slice.
-      rows: of a batch.
+      split: the layout of a batch.
 
     Raises:
       UserError: as `topology_devices` and `lower_step`.
     """
-    lowered = lower_step(config, topology_devices(chips), rows)
+    lowered = lower_step(config, chips, split)
     with _no_cache():
-        return _compiled(lowered, config, chips.chip)
+        return _compiled(lowered, split, chips.chip)
 
 
 @contextlib.contextmanager
 def _no_cache() -> Iterator[None]:
     """Without JAX's cache of programs: times are measured, and a program for absent TPUs cannot be read back."""
-    import jax
     from jax.experimental.compilation_cache import compilation_cache
 
     before = jax.config.values["jax_enable_compilation_cache"]
@@ -178,21 +172,15 @@ def _no_cache() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def _compiled(lowered: Any, config: ml_collections.ConfigDict, chip: Chip) -> Figures | TooLarge:
-    import jax
-
+def _compiled(lowered: Any, split: Split, chip: Chip) -> Figures | TooLarge:
     wall, cpu = time.perf_counter(), time.process_time()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as e:
-        needs = re.search(r"(?:\(|[Uu]sed )([\d.]+)([KMGT])", str(e))
-        if "RESOURCE_EXHAUSTED" not in str(e) or not needs:
-            raise
-        return TooLarge(float(needs[1]) * 1024 ** ("KMGT".index(needs[2]) + 1))
+    found = compile_within(lowered)
+    if isinstance(found, TooLarge):
+        return found
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     # Only a batch warm-up's loop over micro-batches has a number of runs that the program does not hold.
-    read = program.read_program(compiled.as_text(), unknown_trips=config.batch.accumulation)
-    memory = compiled.memory_analysis()
+    read = program.read_program(found.program.as_text(), unknown_trips=split.parts)
+    memory = found.program.memory_analysis()
     seconds = [max(o.flops / chip.peak, o.traffic / chip.bandwidth) * o.times for o in read.operations]
     return Figures(
         arguments=memory.argument_size_in_bytes,
@@ -217,9 +205,9 @@ class Compiler:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, config: ml_collections.ConfigDict, chips: Slice, rows: int) -> Figures | TooLarge:
+    def __call__(self, config: ml_collections.ConfigDict, chips: Slice, split: Split) -> Figures | TooLarge:
         """As `compile_step`."""
-        lowered = lower_step(config, topology_devices(chips), rows)
+        lowered = lower_step(config, chips, split)
         reader = pathlib.Path(program.__file__).read_bytes() + inspect.getsource(_compiled).encode()
         parts = (lowered.as_text().encode(), chips.topology.encode(), versions().encode(), reader)
         file = self.directory / f"{hashlib.sha256(b'|'.join(parts)).hexdigest()[:32]}.json"
@@ -227,7 +215,7 @@ class Compiler:
             kept = json.loads(file.read_text(encoding="utf-8"))
             return TooLarge(**kept) if len(kept) == 1 else Figures(**kept)
         with _no_cache():
-            figures = _compiled(lowered, config, chips.chip)
+            figures = _compiled(lowered, split, chips.chip)
         file.write_text(json.dumps(figures._asdict()), encoding="utf-8")
         return figures
 
@@ -279,32 +267,13 @@ def step_seconds(figures: Figures, chips: Slice) -> dict[str, float]:
 # --- what fits --------------------------------------------------------------------------------------------------------
 
 
-def expected_temporaries(config: ml_collections.ConfigDict, chips: Slice, rows: int) -> float:
-    """A rough number of bytes of temporaries: where the search for what fits begins."""
-    model, slots, masks = (
-        AlbertConfig.from_dict(config.model.to_dict()),
-        config.data.sequence_length,
-        config.masking.slots,
-    )
-    width, scores = (2 if config.dtype == "bfloat16" else 4), 4 * model.num_attention_heads * slots**2
-    layer_input, products = slots * model.hidden_size * width, slots * model.intermediate_size * width
-    kept = {
-        "nothing_saveable": layer_input,
-        "dots_with_no_batch_dims_saveable": 6 * layer_input + products,
-        "dots_saveable": 7 * layer_input + products + scores,
-        "everything_saveable": 20 * layer_input + 6 * products + 3 * scores,
-    }[config.remat]
-    row = 1.1 * model.num_hidden_layers * model.inner_group_num * kept + 2 * scores + 8 * masks * model.vocab_size
-    return 8.0 * parameters(config) + row * rows / (chips.chips * config.batch.accumulation)
-
-
 def fit(
     config: ml_collections.ConfigDict,
     chips: Slice,
     rows: int,
-    compiler: Callable[[ml_collections.ConfigDict, Slice, int], Figures | TooLarge] = compile_step,
-) -> tuple[ml_collections.ConfigDict, Figures]:
-    """The least recomputation, from the config's on, and then the fewest micro-batches that fit.
+    compiler: Callable[[ml_collections.ConfigDict, Slice, Split], Figures | TooLarge] = compile_step,
+) -> tuple[ml_collections.ConfigDict, Split, Figures]:
+    """The least recomputation, from the config's on, with which any number of rows a device fits, and that number.
 
     Args:
       config: the run's; it is left as it is.
@@ -313,78 +282,49 @@ def fit(
       compiler: as `compile_step`.
 
     Returns:
-      The config with `remat` and `batch.accumulation` set, and its figures.
+      The config with `remat` and `batch.rows_per_device` set, the layout of a batch, and its figures.
 
     Raises:
-      UserError: where nothing fits.
+      OutOfMemoryError: where nothing fits.
     """
-    from albert_jax.model.encoder import REMATERIALISATIONS
-
     for remat in reversed(REMATERIALISATIONS[: REMATERIALISATIONS.index(config.remat) + 1]):
-        tried: dict[int, tuple[ml_collections.ConfigDict, Figures | TooLarge]] = {}
-        for parts in _accumulations(config, chips, rows, remat, tried):
-            candidate = config.copy_and_resolve_references()
-            candidate.remat, candidate.batch.accumulation = remat, parts
-            tried[parts] = (candidate, compiler(candidate, chips, rows))
-        for _, (candidate, figures) in sorted(tried.items()):
-            if isinstance(figures, Figures) and fits(figures, chips):
-                return candidate, figures
-    raise UserError(
-        f"nothing fits {chips.name}: not even {rows:,} rows in {rows // chips.chips} micro-batches with remat "
-        f"{REMATERIALISATIONS[0]!r}; split the model by --config.mesh.fsdp or --config.mesh.tensor."
+        candidate = config.copy_and_resolve_references()
+        candidate.remat, candidate.batch.rows_per_device = remat, 0
+        compile_it = functools.partial(compiler, candidate, chips)
+        with contextlib.suppress(OutOfMemoryError):
+            split, figures = fitting.fit(candidate, shards_of(config, chips), rows, chips.chip.memory, compile_it)
+            candidate.batch.rows_per_device = split.each
+            return candidate, split, figures
+    raise OutOfMemoryError(
+        f"nothing fits {chips.name}: not even one row a device at a time with remat {REMATERIALISATIONS[0]!r}; split "
+        "the model by --config.mesh.fsdp or --config.mesh.tensor."
     )
-
-
-def fits(figures: Figures | TooLarge, chips: Slice) -> bool:
-    """Whether a step leaves the rest of `FILL` free."""
-    return isinstance(figures, Figures) and figures.memory <= FILL * chips.chip.memory
-
-
-def _accumulations(
-    config: ml_collections.ConfigDict, chips: Slice, rows: int, remat: str, tried: dict[int, Any]
-) -> Iterator[int]:
-    """Which numbers of micro-batches to compile, one after another, by what `tried` says of those before."""
-    most = rows // (chips.chips // config.mesh.tensor)
-    choices = [2**k for k in range(max(1, most).bit_length()) if most % 2**k == 0]
-    room, guess = FILL * chips.chip.memory, config.copy_and_resolve_references()
-    guess.remat = remat
-    at = len(choices) - 1
-    for k, parts in reversed(list(enumerate(choices))):
-        guess.batch.accumulation = parts
-        if expected_temporaries(guess, chips, rows) + 12 * parameters(config) <= room:
-            at = k
-    while 0 <= at < len(choices) and choices[at] not in tried:
-        yield choices[at]
-        figures = tried[choices[at]][1]
-        if not fits(figures, chips):
-            at += 1
-        else:  # half as many would about double what grows with the rows: not worth a compile if that is far too much
-            grows = figures.temporaries - 8 * parameters(config)
-            at -= 1 if figures.memory + grows <= 1.1 * room else len(choices)
 
 
 # --- what is printed --------------------------------------------------------------------------------------------------
 
 
-def report(config: ml_collections.ConfigDict, chips: Slice, rows: int, figures: Figures | TooLarge) -> str:
+def report(config: ml_collections.ConfigDict, chips: Slice, split: Split, figures: Figures | TooLarge) -> str:
     """All figures of one step, for a terminal."""
+    rows = split.rows
     head = f"{rows:,} rows of {config.data.sequence_length} on {described(chips)}, one device a chip; {versions()}"
-    flags_ = f"--config.batch.accumulation={config.batch.accumulation} --config.remat={config.remat}"
+    flags_ = f"--config.batch.rows_per_device={split.each} --config.remat={config.remat}: {in_words(split)}"
     room = FILL * chips.chip.memory
     if isinstance(figures, TooLarge):
-        needs = f"the compiler would need {_gb(figures.memory)} of {_gb(chips.chip.memory)}"
+        needs = f"the compiler would need {gigabytes(figures.memory)} of {gigabytes(chips.chip.memory)}"
         return f"{head}\nwith {flags_}\nmemory       DOES NOT FIT: {needs}; --fit finds what fits"
-    verdict = "fits in" if fits(figures, chips) else "DOES NOT FIT in"
+    verdict = "fits in" if fits(figures.memory, chips.chip.memory) else "DOES NOT FIT in"
     count, wanted = parameters(config), formula(config, chips, rows)
     mfu = wanted / chips.chip.peak
     estimates = step_seconds(figures, chips)
     lines = [
         head,
         f"with {flags_}",
-        f"memory       {verdict} {_gb(room)}, {FILL:.0%} of a chip: {_gb(figures.memory)} a device "
+        f"memory       {verdict} {gigabytes(room)}, {FILL:.0%} of a chip: {gigabytes(figures.memory)} a device "
         f"({figures.memory / chips.chip.memory:.0%})",
-        f"             arguments {_gb(figures.arguments)}, of which {_gb(figures.reused)} become the results of "
-        f"{_gb(figures.results)}; temporaries {_gb(figures.temporaries)}; program {_gb(figures.code)}",
+        f"             arguments {gigabytes(figures.arguments)}, of which {gigabytes(figures.reused)} become the "
+        f"results of {gigabytes(figures.results)}; temporaries {gigabytes(figures.temporaries)}; program "
+        f"{gigabytes(figures.code)}",
         f"FLOPs        {figures.flops:.4g} a device, {figures.flops / wanted:.4f} x the formula's",
         f"collectives  {figures.reduced / 1e6:,.1f} MB are summed over devices, "
         f"{figures.reduced / (4 * count):.4f} x 4 bytes x {count:,} parameters; "
@@ -401,13 +341,15 @@ def report(config: ml_collections.ConfigDict, chips: Slice, rows: int, figures: 
     return "\n".join(lines)
 
 
+def in_words(split: Split) -> str:
+    """The layout of a batch."""
+    empty = f", {1 - split.rows / split.held:.1%} of them empty" if split.held > split.rows else ""
+    return f"{split.parts} micro-batches of {split.each} rows a chip{empty}"
+
+
 def described(chips: Slice) -> str:
     """Name, chips and cores of a slice."""
     return f"{chips.name} ({chips.topology}): {chips.chips} chips, {chips.cores} cores"
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.2f} GB"
 
 
 def _collective_lines(figures: Figures) -> list[str]:
@@ -449,11 +391,10 @@ def table_row(size: str, chips: Slice, compiler: Callable[..., Figures | TooLarg
     """One cell of the table, as a row of Markdown."""
     recipe = importlib.import_module(f"configs.{size}").get_config()
     rows = recipe.batch.size
-    config, figures = fit(recipe, chips, rows, compiler)
-    micro = rows // (chips.chips * config.batch.accumulation)
+    config, split, figures = fit(recipe, chips, rows, compiler)
     flops, estimates = formula(config, chips, rows), step_seconds(figures, chips)
     cells = (
-        *(size, chips.name, f"{chips.chips} ({chips.cores})", f"{config.batch.accumulation} x {micro}", config.remat),
+        *(size, chips.name, f"{chips.chips} ({chips.cores})", f"{split.parts} x {split.each}", config.remat),
         f"{figures.memory / 1e9:.1f} of {chips.chip.memory / 1e9:.0f}",
         f"{figures.flops / flops:.3f}",
         f"{figures.reduced / (4 * parameters(config)):.4f}",
@@ -475,7 +416,7 @@ def parse(arguments: list[str]) -> flags.FlagValues:
     config_flags.DEFINE_config_file("config", help_string="the recipe, e.g. configs/base.py", flag_values=values)
     text = "the slice, e.g. v4-128 (64 chips) or, by its shape, v5p:4x4x4"
     flags.DEFINE_string("topology", "", text, flag_values=values)
-    flags.DEFINE_bool("fit", False, "search the remat and the micro-batches that fit", flag_values=values)
+    flags.DEFINE_bool("fit", False, "search the remat and the rows a chip takes at a time that fit", flag_values=values)
     text = "compile with this many layers as well, and compare the times"
     flags.DEFINE_integer("compare_layers", 0, text, lower_bound=0, flag_values=values)
     text = f"compile every size for every slice, into {PAGE.relative_to(ROOT)}"
@@ -496,16 +437,16 @@ def parse(arguments: list[str]) -> flags.FlagValues:
     return values
 
 
-def compare_layers(config: ml_collections.ConfigDict, chips: Slice, rows: int, layers: int) -> str:
+def compare_layers(config: ml_collections.ConfigDict, chips: Slice, split: Split, layers: int) -> str:
     """Compile time with another depth, each compiled twice in turns; the shorter times count."""
     other = config.copy_and_resolve_references()
     other.model.num_hidden_layers = layers
     both, words, times = {c.model.num_hidden_layers: c for c in (config, other)}, [], []
-    found = [{depth: compile_step(c, chips, rows) for depth, c in both.items()} for _ in range(2)]
+    found = [{depth: compile_step(c, chips, split) for depth, c in both.items()} for _ in range(2)]
     for depth in both:
         done = [figures for figures in (turn[depth] for turn in found) if isinstance(figures, Figures)]
         if not done:
-            raise UserError(f"{depth} layers do not fit {chips.name}; raise batch.accumulation.")
+            raise UserError(f"{depth} layers do not fit {chips.name}; lower batch.rows_per_device.")
         times.append((min(figures.wall for figures in done), min(figures.cpu for figures in done)))
         words.append(f"at {depth} layers {times[-1][0]:.1f} s, {times[-1][1]:.1f} s of processor time")
     ratios = [after / before for before, after in zip(times[0], times[-1], strict=True)]
@@ -515,21 +456,22 @@ def compare_layers(config: ml_collections.ConfigDict, chips: Slice, rows: int, l
 def main(arguments: list[str]) -> int:
     """Does what the flags say and returns the exit status."""
     values = parse(arguments)
-    os.environ["JAX_PLATFORMS"] = "cpu"  # the slice need not be there, and a TPU that is there is left to others
+    jax.config.update("jax_platforms", "cpu")  # the slice need not be there, and a TPU that is there is left to others
     if values.table:
         write_table(SIZES, SLICES, Compiler(pathlib.Path(values.kept)))
         return 0
     config, chips = values.config, slice_of(values.topology)
-    rows = config.batch.size
+    rows, shards = config.batch.size, shards_of(config, chips)
     figures: Figures | TooLarge
     if values.fit:
-        config, figures = fit(config, chips, rows)
+        config, split, figures = fit(config, chips, rows)
     else:
-        figures = compile_step(config, chips, rows)
-    print(report(config, chips, rows, figures))
+        split = expected_fit(config, shards, rows, chips.chip.memory).split
+        figures = compile_step(config, chips, split)
+    print(report(config, chips, split, figures))
     if values.compare_layers:
-        print(compare_layers(config, chips, rows, values.compare_layers))
-    return 0 if fits(figures, chips) else 1
+        print(compare_layers(config, chips, split, values.compare_layers))
+    return 0 if isinstance(figures, Figures) and fits(figures.memory, chips.chip.memory) else 1
 
 
 if __name__ == "__main__":
@@ -538,4 +480,4 @@ if __name__ == "__main__":
         sys.exit(main(sys.argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.status)

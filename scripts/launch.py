@@ -9,8 +9,9 @@ passed on to all of them, a closed terminal as SIGTERM, and then nothing is star
 When one has ended, the others have `--grace` seconds to end as well, or are killed: without a peer they can only wait.
 When this program is killed, so are they (on Linux).
 
-Exit status: 0 when all processes ended with 0; 2 when one did (a bad input: starting again would not help); otherwise
-that of the first one to fail, 128 + N for signal N. Anything but 0 and 2 means: start again, which `--restarts` does.
+Exit status: 0 when all processes ended with 0; 2 or 71 when one did (a bad input, or a device's memory is too small:
+starting again would not help); otherwise that of the first one to fail, 128 + N for signal N. Anything but 0, 2 and 71
+means: start again, which `--restarts` does.
 """
 
 import argparse
@@ -27,7 +28,8 @@ import time
 import types
 from typing import Any, Self
 
-BAD_INPUT = 2
+BAD_INPUT, OUT_OF_MEMORY = 2, 71
+FINAL = (BAD_INPUT, OUT_OF_MEMORY)  # the same command would fail again
 # What is passed on, and as what: SIGHUP itself would end train.py without a save. SIGUSR1 asks process 0 for a profile.
 _STOPPING = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT, signal.SIGHUP: signal.SIGTERM}
 _FORWARDED = _STOPPING | {signal.SIGUSR1: signal.SIGUSR1}
@@ -277,15 +279,14 @@ def outcome(ended: list[Process]) -> int:
     """The status of the whole, of processes in the order of their ends."""
     own = [process for process in ended if not process.killed]
     failed = [process for process in own if process.status]
-    refused = [process for process in failed if process.status == BAD_INPUT]
+    refused = [process for process in failed if process.status in FINAL]
     if len(ended) > 1 and (failed or len(own) < len(ended)):
         rest = f"; {len(ended) - len(own)} others were killed" if len(own) < len(ended) else ""
         say(f"{(refused or failed or own)[0].describe()}{rest}.")
-    if refused:
-        return BAD_INPUT
     if failed:
-        assert failed[0].status is not None
-        return failed[0].status
+        status = (refused or failed)[0].status
+        assert status is not None
+        return status
     return 0 if len(own) == len(ended) else _KILLED
 
 
@@ -295,7 +296,7 @@ def main() -> int:
     with Events() as events:
         status = run(options, program, events)
         for restart in range(options.restarts):
-            if status in (0, BAD_INPUT) or events.stopped:
+            if status in (0, *FINAL) or events.stopped:
                 break
             say(f"status {status}: start again, {restart + 1} of at most {options.restarts} times.")
             status = run(options, program, events)

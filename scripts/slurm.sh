@@ -14,8 +14,8 @@
 #
 # There is one process for each GPU, which is what jax.distributed expects of Slurm. Two minutes before the time is up
 # (another time: --signal=TERM@SECONDS) Slurm sends SIGTERM to train.py: it saves and leaves with status 75, and the
-# job is queued again, as after a lost process. The job ends with 0 when the run has finished, 2 at a bad input, 75 when
-# it was stopped, 1 when it gives up.
+# job is queued again, as after a lost process. The job ends with 0 when the run has finished, 2 at a bad input, 71 where
+# a device's memory is too small, 75 when it was stopped, 1 when it gives up.
 set -euo pipefail
 
 die() {
@@ -90,7 +90,7 @@ batch() {
     queue_again "$job"
 }
 
-# judge STATE TASKS: leaves with 2 where a task found a bad input, with 0 where all have finished.
+# judge STATE TASKS: leaves with 2 or 71 where a task was refused so, with 0 where all have finished.
 judge() {
     local i status ended=""
     for ((i = 0; i < $2; i++)); do
@@ -100,6 +100,7 @@ judge() {
     echo "tasks ended with$ended"
     case "$ended " in
     *" 2 "*) exit 2 ;;
+    *" 71 "*) exit 71 ;;
     *[!\ 0]*) ;;
     *) exit 0 ;;
     esac

@@ -30,7 +30,8 @@
 #   --worker=N               whose log, 0 unless given
 #   --dry-run                prints the commands and runs none
 #
-# Exit status of watch: 0 the run has finished, 75 it was stopped and saved, 2 a bad input, 1 it gave up.
+# Exit status of watch: 0 the run has finished, 75 it was stopped and saved, 2 a bad input or too
+# little memory of a device, 1 it gave up.
 set -euo pipefail
 
 readonly POLL=30             # seconds between two looks
@@ -309,7 +310,7 @@ job_state() {
     done <<<"$said"
     case "$running,$none,$ended " in
     0,0," ") echo unreachable ;;
-    0,0,*" 2 "*) echo refused ;;
+    0,0,*" 2 "* | 0,0,*" 71 "*) echo refused ;;
     0,0,*[!\ 0]*) [ -n "$stopped" ] && echo stopped || echo "failed with$ended" ;;
     0,0,*) echo finished ;;
     0,*) echo none ;;
@@ -363,7 +364,7 @@ watch_job() {
     refused)
         remote all "$(job_line log -n 20)"
         run "$SHORT" "${command[@]}" || true
-        die "train.py refuses its input; the end of its log is above."
+        die "train.py refuses its input, or a device's memory is too small; the end of its log is above."
         ;;
     none)
         if ! { install_code && launch_job; }; then

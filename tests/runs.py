@@ -25,7 +25,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 12
 VOCABULARY = 500
-# Dropout, accumulation and intervals of which none divides another, so that an interruption falls inside all of them.
+# Dropout, micro-batches and intervals of which none divides another, so that an interruption falls inside all of them.
 TINY: dict[str, Any] = {
     "model.vocab_size": VOCABULARY,
     "model.embedding_size": 16,
@@ -41,7 +41,7 @@ TINY: dict[str, Any] = {
     "masking.slots": 10,
     "batch.size": 8,
     "batch.unit": "rows",
-    "batch.accumulation": 2,
+    "batch.rows_per_device": 4,
     "optimizer.warmup_steps": 2,
     "steps": STEPS,
     "log.every": 3,
@@ -154,13 +154,21 @@ class Runs:
         out, err = process.communicate()
         return Finished(process.returncode, out, err)
 
-    def train(self, arguments: list[str], *, devices: int = 1, largest_file: int | None = None) -> Finished:
+    def train(
+        self,
+        arguments: list[str],
+        *,
+        devices: int = 1,
+        largest_file: int | None = None,
+        more_memory: int | None = None,
+    ) -> Finished:
         """Runs train.py in a process forked from one that has imported everything, which saves seconds.
 
         Args:
           arguments: of train.py.
           devices: forced CPU devices.
           largest_file: bytes that the process may write into a file.
+          more_memory: bytes of address space that it may take when it is about to train.
         """
         if self._server is None:
             self._server = subprocess.Popen(
@@ -174,7 +182,8 @@ class Runs:
         self._requests += 1
         out, err = (self._directory / f"{self._requests}.{name}" for name in ("out", "err"))
         assert self._server.stdin is not None and self._server.stdout is not None
-        print(json.dumps([arguments, str(out), str(err), devices, largest_file]), file=self._server.stdin, flush=True)
+        request = [arguments, str(out), str(err), devices, largest_file, more_memory]
+        print(json.dumps(request), file=self._server.stdin, flush=True)
         status = int(self._server.stdout.readline())
         return Finished(status, out.read_text(), err.read_text())
 
@@ -312,12 +321,28 @@ def _hold(places: list[str]) -> None:
     loop.Run._take_step, ocp.AsyncCheckpointer.save = held_take_step, held_save  # type: ignore[method-assign,assignment]
 
 
+def _limit_memory(more: int) -> None:
+    """Makes the coming run end at the limit of its address space: from the first step on, it may take so much more."""
+    from albert_jax.training import loop
+
+    take_step = loop.Run._take_step
+
+    def limited(self: Any, *args: Any) -> Any:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+        if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+            limit = pages * resource.getpagesize() + more
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        return take_step(self, *args)
+
+    loop.Run._take_step = limited  # type: ignore[method-assign,assignment]
+
+
 def _serve() -> None:
     """Forks a process for each request; JAX is imported here but not started, so that it may be."""
     import albert_jax.training.loop  # noqa: F401
 
     for line in sys.stdin:
-        arguments, out, err, devices, largest_file = json.loads(line)
+        arguments, out, err, devices, largest_file, more_memory = json.loads(line)
         child = os.fork()
         if not child:
             status = 1
@@ -329,6 +354,8 @@ def _serve() -> None:
                     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
                 if largest_file is not None:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+                if more_memory is not None:
+                    _limit_memory(more_memory)
                 status = exit_status(functools.partial(_train, arguments))
             finally:
                 with contextlib.suppress(OSError):

@@ -66,10 +66,11 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"data.path": ""}, ["--config.data.path"]),
     ({"data.path": "no/such/data"}, ["no/such/data", "pretrain_data build"]),
     ({"batch.size": 100_000}, ["rows", "100000", "batch.size"]),
-    ({"batch.size": 9}, ["9 rows", "2 micro-batches"]),
     ({"batch.size": 0}, ["0"]),
     ({"batch.unit": "tokens"}, ["'tokens'", "'rows'"]),
-    ({"batch.accumulation": 0}, ["0 parts"]),
+    ({"batch.rows_per_device": -1}, ["batch.rows_per_device", "-1"]),
+    ({"attention": "flash"}, ["'flash'", "auto, xla, cudnn"]),
+    ({"attention": "cudnn"}, ["cudnn needs an NVIDIA GPU, not cpu"]),
     ({"model.vocab_size": 30000}, ["30000", f"--config.model.vocab_size={VOCABULARY}"]),
     ({"data.sequence_length": 64}, ["64", "max_position_embeddings", "48"]),
     ({"data.sequence_length": 4}, ["4", "8"]),
@@ -103,11 +104,6 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
 @pytest.mark.parametrize(("fields", "parts"), REFUSED, ids=[str(fields) for fields, _ in REFUSED])
 def test_a_value_that_cannot_be_is_refused_by_name(runs: Runs, tmp_path, fields, parts):
     assert_refused(runs.train(runs.arguments(tmp_path / "w", fields)), *parts)
-
-
-def test_a_batch_that_the_mesh_does_not_divide_is_refused(runs: Runs, tmp_path):
-    sentence = runs.train(runs.arguments(tmp_path / "w", {"batch.size": 12, "batch.accumulation": 1}), devices=8)
-    assert_refused(sentence, "12 rows", "8 devices", "batch.size")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

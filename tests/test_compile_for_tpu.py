@@ -11,11 +11,13 @@ import sys
 import pytest
 
 from albert_jax.config import AlbertConfig
-from albert_jax.errors import UserError
+from albert_jax.errors import OutOfMemoryError, UserError
 from albert_jax.training.chips import CHIPS, slice_of
+from albert_jax.training.fitting import TooLarge, expected_memory
 from albert_jax.training.recipe import pretraining
+from albert_jax.training.sharding import split_rows
 from scripts import compile_for_tpu
-from scripts.compile_for_tpu import Compiler, Figures, TooLarge, compile_step, fit, formula, parameters, report
+from scripts.compile_for_tpu import Compiler, Figures, compile_step, fit, formula, parameters, report
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -44,9 +46,14 @@ def small(**changes):
     return config
 
 
-def done(config):
+def cut(parts):
+    """The rows in so many micro-batches on each of the four chips."""
+    return split_rows(ROWS, SMALL.chips, ROWS // SMALL.chips // parts)
+
+
+def done(config, parts=1):
     """Figures of the step, which fits."""
-    figures = compile_step(config, SMALL, ROWS)
+    figures = compile_step(config, SMALL, cut(parts))
     assert isinstance(figures, Figures)
     return figures
 
@@ -60,7 +67,7 @@ def kept(tmp_path_factory):
 @pytest.fixture(scope="module")
 def compiled(kept):
     """Figures of the small step by number of micro-batches."""
-    return {n: Compiler(kept)(small(**{"batch.accumulation": n}), SMALL, ROWS) for n in (1, 4)}
+    return {n: Compiler(kept)(small(), SMALL, cut(n)) for n in (1, 4)}
 
 
 # --- what the TPU compiler makes of the step --------------------------------------------------------------------------
@@ -89,7 +96,7 @@ def test_recomputation_is_counted():
 
 @needs_libtpu
 def test_a_batch_warm_up_changes_neither_products_nor_sums(compiled):
-    figures = done(small(**{"batch.accumulation": 4, "batch.warmup_steps": 10}))
+    figures = done(small(**{"batch.warmup_steps": 10}), 4)
     assert figures.flops == compiled[4].flops and figures.reduced == compiled[4].reduced and figures.in_loops == 0
 
 
@@ -106,9 +113,10 @@ def test_memory_is_that_of_the_state_the_rows_and_what_a_step_works_with(compile
 def test_what_does_not_fit_is_said_with_what_it_would_need():
     config = small(**{"data.sequence_length": 512, "model.max_position_embeddings": 512})
     config.model.num_attention_heads = 8
-    figures = compile_step(config, SMALL, 4096)
+    split = split_rows(4096, SMALL.chips, 1024)
+    figures = compile_step(config, SMALL, split)
     assert isinstance(figures, TooLarge) and 2 < figures.memory / SMALL.chip.memory < 4
-    assert "DOES NOT FIT: the compiler would need" in report(config, SMALL, 4096, figures)
+    assert "DOES NOT FIT: the compiler would need" in report(config, SMALL, split, figures)
 
 
 @needs_libtpu
@@ -122,7 +130,7 @@ def test_the_command_prints_everything(monkeypatch, capsys):
     out = capsys.readouterr().out
     for line in (
         r"64 rows of 512 on v4-8 \(v4:2x2x1\): 4 chips, 8 cores, one device a chip; jax [\d.]+, libtpu [\d.]+",
-        r"with --config\.batch\.accumulation=1 --config\.remat=dots_saveable",
+        r"with --config\.batch\.rows_per_device=16 --config\.remat=dots_saveable: 1 micro-batches of 16 rows a chip\n",
         r"memory +fits in 28\.80 GB, 90% of a chip: [\d.]+ GB a device",
         r"arguments [\d.]+ GB, of which [\d.]+ GB become the results of [\d.]+ GB; temporaries [\d.]+ GB; program",
         r"FLOPs +[\d.e+]+ a device, 1\.0\d* x the formula's",
@@ -140,18 +148,18 @@ def test_the_command_prints_everything(monkeypatch, capsys):
 def test_depths_are_compared_by_the_shorter_of_two_compilations(monkeypatch):
     seconds = iter([(5.0, 8.0), (9.0, 9.0), (4.0, 10.0), (6.0, 20.0)])  # 3 layers, 12, 3, 12
 
-    def compiler(config, chips, rows):
+    def compiler(config, chips, split):
         wall, cpu = next(seconds)
         return Figures(0, 0, 0, 1.0, 0, 1.0, 1.0, 1.0, 1.0, [], wall, cpu)
 
     monkeypatch.setattr(compile_for_tpu, "compile_step", compiler)
-    assert compile_for_tpu.compare_layers(small(), SMALL, ROWS, 12) == (
+    assert compile_for_tpu.compare_layers(small(), SMALL, cut(1), 12) == (
         "compiles     at 3 layers 4.0 s, 8.0 s of processor time; at 12 layers 6.0 s, 9.0 s of processor time: "
         "1.50 x, 1.12 x"
     )
     monkeypatch.setattr(compile_for_tpu, "compile_step", lambda *_: TooLarge(1e12))
-    with pytest.raises(UserError, match=r"3 layers do not fit v5e-4; raise batch\.accumulation"):
-        compile_for_tpu.compare_layers(small(), SMALL, ROWS, 12)
+    with pytest.raises(UserError, match=r"3 layers do not fit v5e-4; lower batch\.rows_per_device"):
+        compile_for_tpu.compare_layers(small(), SMALL, cut(1), 12)
 
 
 @needs_libtpu
@@ -159,8 +167,8 @@ def test_depths_are_compared_by_the_shorter_of_two_compilations(monkeypatch):
 @pytest.mark.parametrize("parts", [1, 4])
 def test_compile_time_does_not_grow_with_depth(parts):
     def seconds(layers):
-        config = small(**{"model.num_hidden_layers": layers, "batch.accumulation": parts})
-        return done(config).cpu  # the processor's: other programs' load is not counted
+        # The processor's: other programs' load is not counted.
+        return done(small(**{"model.num_hidden_layers": layers}), parts).cpu
 
     times = {layers: min(seconds(layers) for _ in range(3)) for layers in (12, 48)}
     assert times[48] <= 1.15 * times[12]
@@ -172,7 +180,7 @@ def test_compile_time_does_not_grow_with_depth(parts):
 @pytest.mark.parametrize("name", compile_for_tpu.SLICES)
 def test_every_size_fits_every_slice_and_keeps_its_promises(size, name):
     chips, recipe = slice_of(name), importlib.import_module(f"configs.{size}").get_config()
-    config, figures = fit(recipe, chips, recipe.batch.size)
+    config, _, figures = fit(recipe, chips, recipe.batch.size)
     assert figures.memory <= 0.9 * chips.chip.memory
     assert config.remat == "dots_saveable" and figures.flops <= 1.05 * formula(config, chips, recipe.batch.size)
     assert figures.reduced == pytest.approx(4 * parameters(config), rel=0.01) and figures.in_loops == 0
@@ -182,13 +190,12 @@ def test_every_size_fits_every_slice_and_keeps_its_promises(size, name):
 
 
 def pretend(bytes_a_row, remats=("dots_saveable",)):
-    """A compiler whose programs need so much for each row of a micro-batch, or a hundredth with another remat."""
+    """A compiler whose programs need so much for each row that a chip takes, or a hundredth with another remat."""
     tried: list[tuple[str, int]] = []
 
-    def compiler(config, chips, rows):
-        tried.append((config.remat, config.batch.accumulation))
-        each = rows // (chips.chips * config.batch.accumulation)
-        memory = bytes_a_row * each * (1 if config.remat in remats else 0.01)
+    def compiler(config, chips, split):
+        tried.append((config.remat, split.each))
+        memory = bytes_a_row * split.each * (1 if config.remat in remats else 0.01)
         if memory > chips.chip.memory:
             return TooLarge(memory)
         return Figures(0, 0, 0, memory, 0, 1.0, 1.0, 1.0, 1.0, [], 1.0, 1.0)
@@ -196,28 +203,36 @@ def pretend(bytes_a_row, remats=("dots_saveable",)):
     return compiler, tried
 
 
-@pytest.mark.parametrize("exponent", range(11))
-def test_the_fewest_micro_batches_that_fit_are_found_wherever_the_search_begins(exponent):
-    config, rows = importlib.import_module("configs.base").get_config(), 4096  # its guess is 32
-    compiler, tried = pretend(0.95 * 0.9 * SMALL.chip.memory * 2**exponent / 1024)
-    chosen, _ = fit(config, SMALL, rows, compiler)
-    assert (chosen.batch.accumulation, chosen.remat) == (2**exponent, "dots_saveable")
-    assert len(tried) == len(set(tried)) and config.batch.accumulation == 1
+@pytest.mark.parametrize("rows", [4096, 3392, 53])
+@pytest.mark.parametrize("fitting", [1, 2, 3, 7, 19, 40, 1000])
+def test_the_search_ends_after_a_few_programs_at_one_that_fits_and_wastes_little(rows, fitting):
+    config = importlib.import_module("configs.base").get_config()  # its guess is about 40 rows
+    compiler, tried = pretend(0.9 * SMALL.chip.memory / fitting / 1.0001)
+    chosen, split, figures = fit(config, SMALL, rows, compiler)
+    assert split.each <= fitting and figures.memory <= 0.9 * SMALL.chip.memory and chosen.remat == "dots_saveable"
+    assert len(tried) <= 4 and len(tried) == len(set(tried)) and config.batch.rows_per_device == 0
+    if len(tried) > 1:  # it was too much at first: then what fits is taken, but for a tenth and for even micro-batches
+        even = -(-split.held // (SMALL.chips * -(-split.held // (SMALL.chips * fitting))))
+        assert split.each >= min(fitting, even) * 0.5
+    assert split.rows == rows and chosen.batch.rows_per_device == split.each
 
 
-def test_a_tenth_of_the_memory_stays_free():
-    nine, ten = (Figures(0, 0, 0, share * 16e9, 0, 1.0, 1.0, 1.0, 1.0, [], 1.0, 1.0) for share in (0.9, 0.91))
-    assert compile_for_tpu.fits(nine, SMALL) and not compile_for_tpu.fits(ten, SMALL)
-    assert not compile_for_tpu.fits(TooLarge(1.0), SMALL)
+def test_a_tenth_of_the_memory_stays_free(monkeypatch):
+    monkeypatch.setattr(compile_for_tpu, "versions", lambda: "jax 1, libtpu 2")
+    one = split_rows(4, SMALL.chips, 1)
+    for share, fitting in ((0.9, True), (0.91, False)):
+        figures = Figures(0, 0, 0, share * 16e9, 0, 1.0, 1.0, 1.0, 1.0, [], 1.0, 1.0)
+        said = report(small(), SMALL, one, figures)
+        assert ("fits in" in said) is fitting and ("DOES NOT FIT in" in said) is not fitting
 
 
 def test_a_good_guess_is_compiled_once():
     config = importlib.import_module("configs.base").get_config()
     chips = slice_of("v5e-16")
 
-    def compiler(candidate, chips, rows):
-        tried.append(candidate.batch.accumulation)
-        expected = compile_for_tpu.expected_temporaries(candidate, chips, rows)
+    def compiler(candidate, chips, split):
+        tried.append(split.each)
+        expected = expected_memory(candidate, chips.chips, split.each)
         return Figures(0, 0, 0, expected, 0, 1.0, 1.0, 1.0, 1.0, [], 1.0, 1.0)
 
     tried: list[int] = []
@@ -227,10 +242,10 @@ def test_a_good_guess_is_compiled_once():
 
 def test_more_is_recomputed_only_where_a_single_row_is_too_large():
     compiler, tried = pretend(2 * SMALL.chip.memory)
-    chosen, _ = fit(small(), SMALL, 64, compiler)
-    assert (chosen.batch.accumulation, chosen.remat) == (1, "dots_with_no_batch_dims_saveable")
-    assert ("dots_saveable", 16) in tried
-    with pytest.raises(UserError, match="nothing fits v5e-4: not even 64 rows in 16 micro-batches"):
+    chosen, split, _ = fit(small(), SMALL, 64, compiler)
+    assert (split.each, chosen.remat) == (16, "dots_with_no_batch_dims_saveable")
+    assert ("dots_saveable", 1) in tried
+    with pytest.raises(OutOfMemoryError, match="nothing fits v5e-4: not even one row a device at a time with remat"):
         fit(small(), SMALL, 64, pretend(1e20)[0])
 
 
@@ -264,12 +279,12 @@ def test_an_interrupted_table_goes_on_with_what_it_has_compiled(monkeypatch, com
 
     monkeypatch.setattr(compile_for_tpu, "_compiled", must_not_compile)
     monkeypatch.setattr(inspect, "getsource", lambda _: SOURCE)  # the digest covers what is replaced here
-    again = Compiler(kept)(small(), SMALL, ROWS)
+    again = Compiler(kept)(small(), SMALL, cut(1))
     assert isinstance(again, Figures)
     assert again == compiled[1]._replace(collectives=[[*c[:3], list(c[3])] for c in compiled[1].collectives])
     assert again.reduced == compiled[1].reduced
     with pytest.raises(AssertionError, match="compiled again"):
-        Compiler(kept)(small(**{"optimizer.b1": 0.8}), SMALL, ROWS)
+        Compiler(kept)(small(**{"optimizer.b1": 0.8}), SMALL, cut(1))
 
 
 # --- slices -----------------------------------------------------------------------------------------------------------
@@ -348,12 +363,10 @@ def test_the_command_finds_the_recipes_from_anywhere(tmp_path):
 def test_a_missing_libtpu_is_named(monkeypatch):
     monkeypatch.setattr(compile_for_tpu.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"needs the package libtpu; pip install 'albert_jax\[tpu\]'"):
-        compile_step(small(), SMALL, ROWS)
+        compile_step(small(), SMALL, cut(1))
 
 
 @needs_libtpu
-def test_rows_that_cannot_be_split_are_refused():
-    with pytest.raises(UserError, match="64 rows cannot be split over 4 shards and 3 micro-batches"):
-        compile_step(small(**{"batch.accumulation": 3}), SMALL, ROWS)
+def test_a_shape_that_libtpu_does_not_know_is_refused():
     with pytest.raises(UserError, match="libtpu has no topology v5e:3x77"):
-        compile_step(small(), slice_of("v5e:3x77"), 64)
+        compile_step(small(), slice_of("v5e:3x77"), cut(1))

@@ -117,12 +117,12 @@ def test_the_docstring_states_the_cost_that_the_formula_gives(size):
 
 
 def test_recipes_load_through_the_config_flag_with_overrides(monkeypatch):
-    command = ["train.py", f"--config={DIRECTORY}/large.py:v1", "--config.batch.accumulation=4"]
+    command = ["train.py", f"--config={DIRECTORY}/large.py:v1", "--config.batch.rows_per_device=4"]
     monkeypatch.setattr(sys, "argv", command)  # where ml_collections looks for overrides
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
     values(command)
-    assert values.config.batch.accumulation == 4
+    assert values.config.batch.rows_per_device == 4
     assert values.config.model.hidden_dropout_prob == 0.1
     assert values.config.model.num_hidden_layers == 24
 

@@ -45,7 +45,7 @@ SMALL: dict[str, Any] = TINY | {
     "model.attention_probs_dropout_prob": 0.0,
     "data.examples_per_row": 1,
     "masking.slots": 8,
-    "batch.accumulation": 1,
+    "batch.rows_per_device": 0,
     "eval.rows": 8,
 }
 DATA, RUN = "gs://bucket/data", "gs://bucket/run"

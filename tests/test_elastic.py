@@ -21,11 +21,11 @@ NOISE = "key']['bias"  # softmax does not see the keys' bias: its gradient is ro
 
 def test_a_run_saved_on_8_devices_goes_on_with_4_of_another_mesh_and_then_with_1(data, straight, tmp_path):
     """Three meshes, three ways to lay out parameters and moments, other micro-batches; one stream."""
-    eight = tiny(data, **{"mesh.data": 8, "batch.accumulation": 1, "mesh.shard_optimizer": True})
-    four = tiny(data, **{"mesh.data": 1, "mesh.fsdp": 4, "batch.accumulation": 2})
+    eight = tiny(data, **{"mesh.data": 8, "batch.rows_per_device": 1, "mesh.shard_optimizer": True})
+    four = tiny(data, **{"mesh.data": 1, "mesh.fsdp": 4, "batch.rows_per_device": 1})
     assert not run(eight, tmp_path / "w", stop_after=2)
     assert not run(four, tmp_path / "w", stop_after=6)
-    assert run(tiny(data, **{"batch.accumulation": 4}), tmp_path / "w")
+    assert run(tiny(data, **{"batch.rows_per_device": 3}), tmp_path / "w")
     found = arrays(tmp_path / "w")
     for name, value in arrays(straight).items():
         if NOISE not in name:

@@ -61,7 +61,7 @@ class Setting:
         self.stream = self.data.validation
         self.rows = self.stream.rows
         self._steps: dict[int, EvalStep] = {}
-        model = abstract_model(self.config)
+        model = abstract_model(self.config, make_mesh(1))
         one = jax.jit(lambda params, row: evaluate_rows(model, params, row))
         self.each: list[dict[str, float]] = []
         self.labels: list[np.ndarray] = []
@@ -146,7 +146,7 @@ def test_padding_rows_hold_no_target(setting):
     """What `fixed_rows` adds past the end contributes nothing to any total."""
     batch = setting.stream.fixed_rows(setting.rows - 1, 4)
     padding = Batch(*(array[1:] for array in batch))
-    totals = evaluate_rows(abstract_model(setting.config), setting.params, padding)
+    totals = evaluate_rows(abstract_model(setting.config, make_mesh(1)), setting.params, padding)
     assert jax.device_get(totals) == jax.device_get(zero_totals())
 
 

@@ -78,7 +78,7 @@ def test_the_rehearsal_trains_interrupts_resumes_and_compares(folder: pathlib.Pa
     assert base["resumed"]["finished"] and base["resumed"]["from_step"] > 0
     assert base["cudnn"] == {}
     refusal = next(stage["reason"] for stage in results["stages"] if stage["name"].startswith("base, attention cudnn"))
-    assert refusal.startswith("error: attention 'cudnn' needs an NVIDIA GPU")
+    assert refusal.startswith("error: attention 'cudnn' cannot run: cudnn needs an NVIDIA GPU")
     assert base["resumed"]["tokens_per_s"] >= base["resumed"]["real_tokens_per_s"] > 0
     if HAS_TORCH:
         assert base["torch eager"]["tokens_per_s"] > 0 and base["torch compiled"]["compile"] == "eager"

@@ -232,8 +232,9 @@ def test_nothing_is_started_again_unless_asked(launcher: Launcher) -> None:
     assert launcher.starts() == 1
 
 
-def test_a_bad_input_is_final_even_when_peers_abort(launcher: Launcher) -> None:
-    assert launcher.run([["SIGABRT", "2", "134"]] * 2, "--restarts=5")[0] == 2
+@pytest.mark.parametrize("status", [2, 71])
+def test_a_bad_input_and_a_lack_of_memory_are_final_even_when_peers_abort(launcher: Launcher, status: int) -> None:
+    assert launcher.run([["SIGABRT", str(status), "134"]] * 2, "--restarts=5")[0] == status
     assert launcher.starts() == 1
 
 

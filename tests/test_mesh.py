@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training does not depend on how the devices are arranged, and memory does.
 
-One device against eight in every shape of a mesh (data, fsdp, tensor), in float32, with dropout, accumulation and rows
-of very different numbers of targets. `pytest -m '' tests/test_mesh.py` tries all shapes, the default suite some.
+One device against eight in every shape of a mesh (data, fsdp, tensor), in float32, with dropout, micro-batches and rows
+of very different numbers of targets; and a number of rows that no number of devices divides.
+`pytest -m '' tests/test_mesh.py` tries all shapes, the default suite some.
 """
 
 from typing import Any, NamedTuple
@@ -14,11 +15,12 @@ import pytest
 from flax import traverse_util
 
 from albert_jax.config import AlbertConfig
-from albert_jax.data.stream import IGNORED
+from albert_jax.data.stream import IGNORED, Batch
 from albert_jax.errors import UserError
 from albert_jax.training import step as steps
+from albert_jax.training.legs import made_rows
 from albert_jax.training.recipe import pretraining
-from albert_jax.training.sharding import make_mesh, place_batch
+from albert_jax.training.sharding import Rows, Split, make_mesh, place_batch, split_rows
 from albert_jax.training.step import (
     MEASURES,
     abstract_state,
@@ -60,14 +62,13 @@ def recipe(**changes: Any) -> ml_collections.ConfigDict:
     )
     config = pretraining(model)
     config.steps, config.optimizer.warmup_steps, config.optimizer.learning_rate = 40, 1, 0.005
-    config.batch.accumulation = 2
     config.update_from_flattened_dict(changes)
     return config
 
 
-def uneven_batch(seed: int) -> Any:
-    batch = random_batch(16, seed=seed)
-    for r in range(16):
+def uneven_batch(seed: int, rows: int = 16) -> Any:
+    batch = random_batch(rows, seed=seed)
+    for r in range(rows):
         batch.mlm_labels[r, 1 + r % 5 :] = IGNORED
         batch.sop_labels[r, : r % 3] = IGNORED
     return batch
@@ -80,10 +81,12 @@ class Trained(NamedTuple):
     after_20: tuple[dict[str, float], dict[str, np.ndarray]]
 
 
-def train(config: ml_collections.ConfigDict, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Trained:
+def train(
+    config: ml_collections.ConfigDict, data: int = 1, fsdp: int = 1, tensor: int = 1, *, parts: int = 2
+) -> Trained:
     mesh = make_mesh(data, fsdp, tensor)
     state = initial_state(config, initial_parameters(config), mesh)
-    step, found = make_train_step(config, mesh), {}
+    step, found = make_train_step(config, mesh, parts), {}
     for k in range(20):
         # Step 0 has a rate of zero, so the first batch is repeated: "one step" is the first that moves anything.
         state, outcome = step(state, place_batch(uneven_batch(max(0, k - 1)), mesh), place_parts(2, mesh))
@@ -108,7 +111,7 @@ def assert_agree(found: Trained, wanted: Trained) -> None:
 
 @pytest.fixture(scope="module")
 def alone() -> Trained:
-    return train(recipe(**{"batch.accumulation": 1}))
+    return train(recipe(), parts=1)
 
 
 @pytest.mark.parametrize(("data", "fsdp", "tensor", "shard_optimizer"), SHAPES)
@@ -126,6 +129,78 @@ def test_a_mean_of_means_would_be_noticed(alone, monkeypatch):
     monkeypatch.setattr(steps, "count_targets", lambda batch: tuple(count / count * 40.0 for count in counts(batch)))
     with pytest.raises(AssertionError):
         assert_agree(train(recipe(), 8), alone)
+
+
+# --- a number of rows that nothing divides ----------------------------------------------------------------------------
+
+COUNTS = (5, 31, 53)  # a batch grows; 5 rows leave some of eight devices without any
+
+
+def stream(start: int, count: int) -> Batch:
+    return Batch(*(x[start : start + count] for x in uneven_batch(0, 100)))
+
+
+def losses(split: Split) -> list[tuple[float, float]]:
+    """Loss and share of real slots of steps that consume `COUNTS` rows, one after the other."""
+    config, mesh = recipe(**{"batch.warmup_steps": len(COUNTS) - 1}), make_mesh(split.shards)
+    rows, step = Rows(mesh, split), make_train_step(config, mesh, split.parts)
+    state, start, found = initial_state(config, initial_parameters(config), mesh), 0, []
+    for count in COUNTS:
+        batch = made_rows(stream, rows, start, count)
+        assert (batch.example_ids.any(1)).sum() == count
+        state, outcome = step(state, rows.place(batch), place_parts(split.parts_of(count), mesh))
+        means = dict(zip(MEASURES, map(float, jax.device_get(outcome.means)), strict=True))
+        found.append((means["loss"], means["real_share"]))
+        start += count
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole() -> list[tuple[float, float]]:
+    """The same steps on one device, each batch as it is: no shard, no micro-batch, no empty row."""
+    config, mesh = recipe(), make_mesh(1)
+    state, step = initial_state(config, initial_parameters(config), mesh), make_train_step(config, mesh)
+    start, found = 0, []
+    for count in COUNTS:
+        rows = stream(start, count)
+        state, outcome = step(state, place_batch(rows, mesh), place_parts(1, mesh))
+        found.append((float(jax.device_get(outcome.means)[0]), float(np.mean(rows.example_ids > 0))))
+        start += count
+    return found
+
+
+SPLITS = [
+    (1, 10),
+    (3, 7),
+    (8, 3),
+    *(pytest.param(*split, marks=pytest.mark.slow) for split in [(2, 53), (5, 4), (8, 1)]),
+]
+
+
+@pytest.mark.parametrize(("devices", "rows_per_device"), SPLITS)
+def test_a_prime_number_of_rows_gives_the_same_losses_on_any_devices(whole, devices, rows_per_device):
+    split = split_rows(53, devices, rows_per_device)
+    assert split.each <= rows_per_device
+    for (loss, share), (wanted_loss, wanted_share) in zip(losses(split), whole, strict=True):
+        assert loss == pytest.approx(wanted_loss, rel=2e-6) and share == pytest.approx(wanted_share, rel=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 53, 64, 3392, 4096, 4099])
+def test_every_row_is_in_one_place_and_few_places_are_empty(rows):
+    for shards in (1, 2, 3, 5, 8, 12, 16, 64, 100, 256):
+        for most in (1, 2, 3, 7, 16, 64, 5000):
+            split = split_rows(rows, shards, most)
+            for count in {1, (rows + 7) // 8, rows // 2 or 1, rows}:
+                begins = [split.begin(shard, count) for shard in range(shards + 1)]
+                sizes = np.diff(begins)
+                assert begins[0] == 0 and begins[-1] == count and sizes.min() >= 0
+                assert sizes[0] == sizes.max() <= split.per_shard and sizes.max() - sizes.min() <= 1
+                parts = split.parts_of(count)
+                assert (parts - 1) * split.each < sizes.max() <= parts * split.each  # no more than hold rows
+            assert split.parts_of(rows) == split.parts and split.each <= most
+            fullest = -(-rows // shards)
+            assert split.per_shard - fullest < split.parts <= -(-fullest // most) * 1.25
+            assert split.per_shard <= fullest * 1.1 + 2  # few of them are empty
 
 
 # --- what is where ----------------------------------------------------------------------------------------------------

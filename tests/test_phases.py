@@ -2,6 +2,7 @@
 """Runs whose shapes change: short rows first, and batches that grow."""
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -12,6 +13,7 @@ from albert_jax.errors import UserError
 from albert_jax.training.legs import Leg
 from albert_jax.training.phases import Phase, read_phases
 from albert_jax.training.recipe import pretraining
+from albert_jax.training.sharding import split_rows
 from tests.in_process import run, tiny
 from tests.runs import arrays, records
 
@@ -91,25 +93,45 @@ def test_shorter_rows_have_fewer_examples_and_masks_by_the_same_factor():
 # --- batch warm-up ----------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_grows_by_micro_batches_and_takes_only_the_rows_that_it_has():
+@pytest.mark.parametrize(("shards", "rows_per_device"), [(1, 64), (4, 3), (100, 1)])
+def test_a_batch_grows_evenly_from_an_eighth_whatever_the_devices(shards, rows_per_device):
     leg = object.__new__(Leg)
     config: Any = pretraining(AlbertConfig.published("base"))
-    config.batch.accumulation, config.batch.warmup_steps = 4, 8
-    leg.phase, leg.config = Phase(0, 12, config), config
-    leg.rows = type("Rows", (), {"count": 64})()
+    config.batch.warmup_steps = 8
+    leg.phase, leg.config, leg.rows_per_step = Phase(0, 12, config), config, 53
+    split = split_rows(53, shards, rows_per_device)
+    leg._fitted = type("Rows", (), {"split": split})(), None
     draws = list(leg.draws(0, 0))
-    assert [draw.parts for draw in draws] == [1, 1, 2, 2, 3, 3, 4, 4, 4, 4, 4, 4]
-    assert [draw.rows for draw in draws] == [16 * draw.parts for draw in draws]
+    assert [draw.rows for draw in draws] == [53 * (8 + 7 * k) // 64 for k in range(8)] + [53] * 4
+    assert [draw.rows for draw in draws[:2]] == [6, 12]
     assert [draw.position for draw in draws] == [sum(d.rows for d in draws[:k]) for k in range(12)]
+    assert [draw.parts for draw in draws] == [-(-math.ceil(d.rows / shards) // split.each) for d in draws]
     assert list(leg.draws(5, draws[5].position)) == draws[5:]
 
 
+GROWING = {"batch.size": 53, "batch.warmup_steps": 5, "data.phases": "24:3", "log.every": 1, "steps": 6}
+
+
+def test_a_prime_batch_that_grows_across_a_change_of_phase_trains_alike_on_1_3_and_8_devices(data, tmp_path):
+    found = []
+    for devices, rows_per_device in ((1, 53), (3, 4), (8, 0)):
+        workdir = tmp_path / str(devices)
+        config = tiny(data, **GROWING | {"mesh.data": devices, "batch.rows_per_device": rows_per_device})
+        assert run(config, workdir)
+        found.append([line for line in records(workdir) if line["kind"] != "start"])
+    for lines in found[1:]:
+        for line, wanted in zip(lines, found[0], strict=True):
+            assert line == pytest.approx(wanted, rel=2e-4), (line, wanted)
+    train = [line for line in found[0] if line["kind"] == "train"]
+    assert [line["position"] for line in train] == [6, 21, 46, 34, 77, 130]
+
+
 def test_a_run_with_a_batch_warm_up_is_resumed_to_the_last_bit(data, tmp_path):
-    config = tiny(data, **{"batch.accumulation": 4, "batch.warmup_steps": 9, "log.every": 1})
+    config = tiny(data, **{"batch.rows_per_device": 2, "batch.warmup_steps": 9, "log.every": 1})
     assert run(config, tmp_path / "straight")
     assert not run(config, tmp_path / "w", stop_after=3)
     assert run(config, tmp_path / "w")
     assert same_bits(tmp_path / "w", tmp_path / "straight", 12)
     assert records(tmp_path / "w") == records(tmp_path / "straight")
     positions = [line["position"] for line in records(tmp_path / "w") if line["kind"] == "train"]
-    assert positions == [2, 4, 6, 10, 14, 20, 26, 34, 42, 50, 58, 66]
+    assert positions == [1, 2, 4, 7, 11, 15, 20, 26, 33, 41, 49, 57]

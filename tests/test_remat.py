@@ -7,8 +7,10 @@ function in the kernel's place; its program, by lowering for CUDA what the CPU c
 
 import collections
 import dataclasses
+import importlib
 import itertools
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -24,9 +26,11 @@ from albert_jax import FlaxAlbertModel
 from albert_jax.config import AlbertConfig
 from albert_jax.data.stream import Batch
 from albert_jax.errors import UserError
-from albert_jax.model import FlaxAlbertForPreTrainingModule, parameters
+from albert_jax.model import FlaxAlbertForPreTrainingModule, attention, parameters
+from albert_jax.model.attention import choose_attention
 from albert_jax.model.encoder import REMATERIALISATIONS
 from albert_jax.training.objective import count_targets, evaluate_rows, mean_loss
+from albert_jax.training.step import attention_of
 from tests.rows import random_batch
 
 TINY = AlbertConfig(
@@ -39,6 +43,11 @@ TINY = AlbertConfig(
     max_position_embeddings=64,
     initializer_range=0.2,
 )
+# Devices as JAX describes them.
+CPU: Any = SimpleNamespace(platform="cpu", device_kind="cpu")
+GPU: Any = SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3", compute_capability="9.0")
+OLD: Any = SimpleNamespace(platform="gpu", device_kind="Tesla T4", compute_capability="7.5")
+AMD: Any = SimpleNamespace(platform="gpu", device_kind="AMD Instinct MI300X", compute_capability="gfx942")
 KERNEL = "__cudnn$fmhaScaleBiasSoftmax"
 
 
@@ -126,7 +135,7 @@ def test_the_default_keeps_all_products() -> None:
 @pytest.fixture()
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """JAX says that it runs on a GPU with cuDNN, so that programs for one can be made."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention, "default_device", lambda: GPU)
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
 
 
@@ -218,19 +227,11 @@ def test_the_program_for_cuda_can_be_split_over_devices(gpu: None) -> None:
     [
         ({"remat": "dots"}, {}, r"remat must be one of nothing_saveable, .*, not 'dots'"),
         ({"attention": "flash"}, {}, r"attention must be one of xla, cudnn, not 'flash'"),
-        ({"attention": "cudnn"}, {}, r"in bfloat16, not in float32; set dtype to bfloat16, or attention to 'xla'"),
         (
             {"attention": "cudnn", "dtype": jnp.bfloat16},
-            {"attention_probs_dropout_prob": 0.1},
-            r"no dropout, but attention_probs_dropout_prob is 0.1; set it to 0",
+            {},
+            r"cudnn needs an NVIDIA GPU, not cpu \(cpu\); run on one, or set attention to 'xla'",
         ),
-        ({"attention": "cudnn", "dtype": jnp.bfloat16}, {"num_attention_heads": 8}, r"num_attention_heads 8 is 4"),
-        (
-            {"attention": "cudnn", "dtype": jnp.bfloat16},
-            {"hidden_size": 256, "num_attention_heads": 1},
-            r"up to 128, but hidden_size 256 over num_attention_heads 1 is 256",
-        ),
-        ({"attention": "cudnn", "dtype": jnp.bfloat16}, {}, r"needs an NVIDIA GPU, but JAX runs on cpu; use 'xla'"),
     ],
 )
 def test_what_cannot_be_used_is_refused_where_the_model_is_made(
@@ -243,9 +244,48 @@ def test_what_cannot_be_used_is_refused_where_the_model_is_made(
         FlaxAlbertModel(config, **execution)
 
 
+OBSTACLES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"device": CPU}, {}, r"cudnn needs an NVIDIA GPU, not cpu \(cpu\)"),
+    ({"device": AMD}, {}, r"cudnn needs an NVIDIA GPU, not AMD Instinct MI300X \(gpu\)"),
+    ({"device": OLD}, {}, r"cudnn needs compute capability 8.0, and Tesla T4 \(gpu\) has 7.5"),
+    ({"dtype": jnp.float32}, {}, r"cudnn computes in bfloat16, not in float32"),
+    ({}, {"attention_probs_dropout_prob": 0.1}, r"cudnn has no dropout, and attention_probs_dropout_prob is 0.1"),
+    ({}, {"num_attention_heads": 8}, r".* over num_attention_heads 8 is 4"),
+    ({}, {"hidden_size": 256, "num_attention_heads": 1}, r".* up to 128, and hidden_size 256 over .* 1 is 256"),
+    ({"slots": 33}, {}, r"cudnn takes masked rows of an even length, not of 33 slots"),
+]
+
+
+@pytest.mark.parametrize(("where", "changes", "reason"), OBSTACLES)
+def test_cudnn_is_refused_by_name_and_passed_over_for_one_and_the_same_reason(
+    where: dict[str, Any], changes: dict[str, Any], reason: str
+) -> None:
+    config, there = dataclasses.replace(TINY, **changes), {"dtype": jnp.bfloat16, "device": GPU, "slots": 32} | where
+    with pytest.raises(UserError, match=f"attention 'cudnn' cannot run: {reason}; .*, or set attention to 'xla'"):
+        choose_attention("cudnn", config, **there)
+    chosen, why = choose_attention("auto", config, **there)
+    assert chosen == "xla" and re.search(reason, why)
+    assert choose_attention("xla", config, **there)[0] == "xla"
+
+
+def test_auto_takes_cudnn_where_it_can_run() -> None:
+    assert choose_attention("auto", TINY, jnp.bfloat16, GPU, 32) == ("cudnn", "device and config allow it")
+    assert choose_attention("cudnn", TINY, jnp.bfloat16, GPU, 32)[0] == "cudnn"
+
+
+@pytest.mark.parametrize("size", ["base", "large", "xlarge", "xxlarge"])
+def test_the_published_recipes_take_cudnn_on_a_gpu_and_those_with_dropout_xla(size: str) -> None:
+    mesh: Any = SimpleNamespace(devices=np.array([GPU]))
+    recipe = importlib.import_module(f"configs.{size}").get_config
+    assert attention_of(recipe(), mesh)[0] == "cudnn"
+    chosen, why = attention_of(recipe("v1"), mesh)
+    drops = size != "xxlarge"
+    assert (chosen, "attention_probs_dropout_prob is 0.1" in why) == ("xla" if drops else "cudnn", drops)
+
+
 def test_rows_of_an_odd_length_are_refused_under_a_mask(gpu: None) -> None:
     function, params = differentiate(random_batch(2, slots=33), dtype=jnp.bfloat16, attention="cudnn")
-    with pytest.raises(UserError, match="rows of an even length under a mask, not of 33 slots"):
+    with pytest.raises(UserError, match="masked rows of an even length, not of 33 slots"):
         function.trace(params)
 
 

@@ -270,7 +270,7 @@ def test_a_step_shows_the_rows_that_it_trains_on(data: pathlib.Path) -> None:
 
 
 def test_validation_shows_the_batches_of_an_evaluation(data: pathlib.Path) -> None:
-    config = recipe(eval__rows=12, batch__size=16, batch__accumulation=2)
+    config = recipe(eval__rows=12, batch__size=16, batch__rows_per_device=8)
     text = shown(data, config, step=2, rows=8, split="validation")
     assert "note: this batch has 4 rows, fewer than --rows 8." in text
     assert "evaluation batch 2 · row 8 of" in text and "row 11 of" in text and "row 12 of" not in text

@@ -254,9 +254,10 @@ def test_the_jobs_shell_survives_the_signal_that_makes_its_tasks_save(submitted:
     assert submitted.requeued() == 1
 
 
-def test_a_bad_input_ends_the_job_even_when_peers_abort(submitted: Cluster) -> None:
-    done = submitted.job([["SIGABRT", "134", "2", "134"]])
-    assert done.returncode == 2 and "134 134 2 134" in done.stdout
+@pytest.mark.parametrize("status", [2, 71])
+def test_a_bad_input_and_a_lack_of_memory_end_the_job_even_when_peers_abort(submitted: Cluster, status: int) -> None:
+    done = submitted.job([["SIGABRT", "134", str(status), "134"]])
+    assert done.returncode == status and f"134 134 {status} 134" in done.stdout
     assert submitted.requeued() == 0
 
 

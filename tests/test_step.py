@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The step's promises: independent of mesh and accumulation, one reduction, measurements that outlive the state."""
+"""The step's promises: independent of mesh and micro-batches, one reduction, measurements that outlive the state."""
 
 import jax
 import jax.numpy as jnp
@@ -54,10 +54,10 @@ def uneven_batch(rows, seed):
     return batch
 
 
-def train(config, devices, steps=3):
+def train(config, devices, steps=3, parts=1):
     mesh = make_mesh(devices)
     state = initial_state(config, initial_parameters(config), mesh)
-    step = make_train_step(config, mesh)
+    step = make_train_step(config, mesh, parts)
     interval = Interval()
     for k in range(steps):
         state, outcome = step(state, place_batch(uneven_batch(16, k), mesh), place_parts(1, mesh))
@@ -72,7 +72,7 @@ def alone():
 
 @pytest.mark.parametrize(("devices", "parts"), [(8, 1), (2, 4), (1, 4)])
 def test_loss_and_parameters_do_not_depend_on_devices_or_micro_batches(alone, devices, parts):
-    means, state = train(recipe(**{"batch.accumulation": parts}), devices)
+    means, state = train(recipe(), devices, parts=parts)
     for name, value in alone[0].items():
         np.testing.assert_allclose(means[name], value, rtol=2e-6, err_msg=name)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), state.params, alone[1].params)
@@ -88,11 +88,11 @@ def test_every_parameter_moves(alone):
 
 
 @pytest.mark.parametrize("parts", [1, 4])
-def test_gradients_are_reduced_once_a_step_whatever_the_accumulation(parts):
-    config, mesh = recipe(**{"batch.accumulation": parts}), make_mesh(4)
+def test_gradients_are_reduced_once_a_step_whatever_the_micro_batches(parts):
+    config, mesh = recipe(), make_mesh(4)
     state = initial_state(config, initial_parameters(config), mesh)
     batch = place_batch(uneven_batch(16, 0), mesh)
-    compiled = make_train_step(config, mesh).lower(state, batch, place_parts(1, mesh)).compile()
+    compiled = make_train_step(config, mesh, parts).lower(state, batch, place_parts(1, mesh)).compile()
     program = read_program(compiled.as_text())
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert 4 * count <= program.reduced_bytes <= 1.01 * 4 * count
@@ -154,18 +154,16 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_counts():
         jax.tree.map(np.testing.assert_array_equal, old, new)
 
 
-def test_a_batch_warm_up_reads_the_first_micro_batches_alone():
-    mesh = make_mesh(2)
-    whole = recipe(**{"batch.accumulation": 4, "batch.warmup_steps": 5})
-    half = recipe(**{"batch.accumulation": 2})
+def test_a_growing_batch_reads_the_first_micro_batches_alone():
+    config, mesh = recipe(**{"batch.warmup_steps": 5}), make_mesh(2)
     batch, found = uneven_batch(8, 0), []
     # Each device has four micro-batches of two rows, of which the first two hold rows.
     padded = [
         np.concatenate([with_empty_rows(Batch(*(x[i : i + 4] for x in batch)), 8)[j] for i in (0, 4)]) for j in range(9)
     ]
-    for config, rows, parts in ((whole, Batch(*padded), 2), (half, batch, 0)):
+    for most, rows in ((4, Batch(*padded)), (2, batch)):
         state = initial_state(config, initial_parameters(config), mesh)
-        _, outcome = make_train_step(config, mesh)(state, place_batch(rows, mesh), place_parts(parts, mesh))
+        _, outcome = make_train_step(config, mesh, most)(state, place_batch(rows, mesh), place_parts(2, mesh))
         found.append(jax.device_get(outcome.means))
     np.testing.assert_allclose(found[0], found[1], rtol=1e-6, err_msg=str(MEASURES))
 
@@ -174,4 +172,4 @@ def test_wrong_meshes_and_dtypes_are_refused_by_name():
     with pytest.raises(UserError, match=r"mesh\.data=9, mesh\.fsdp=1, mesh\.tensor=1 does not fit 8 devices"):
         make_mesh(9)
     with pytest.raises(UserError, match="dtype must be one of float32, bfloat16, not 'float16'"):
-        abstract_model(recipe(dtype="float16"))
+        abstract_model(recipe(dtype="float16"), make_mesh(1))

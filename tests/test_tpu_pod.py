@@ -412,8 +412,9 @@ def test_a_run_that_was_interrupted_or_lost_a_peer_is_started_again(pod: Pod, en
     assert pod.deeds() == ["start"]
 
 
-def test_a_bad_input_ends_watch_and_shows_the_log(pod: Pod) -> None:
-    ended = says("exited 134", "exited 2")
+@pytest.mark.parametrize("status", [2, 71])
+def test_a_bad_input_and_a_lack_of_memory_end_watch_and_show_the_log(pod: Pod, status: int) -> None:
+    ended = says("exited 134", f"exited {status}")
     pod.answer(queue=["ACTIVE"], node=["READY"], state=[ended], log=["error: no such recipe\n"])
     done = pod.run("watch", *SLICE, *FLAGS)
     assert done.returncode == 2

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multi-head self-attention, bidirectional, with padding masks and masks for rows that hold several examples."""
 
+import re
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,7 +14,9 @@ from albert_jax.model.dense import Dense
 from albert_jax.model.dropout import dropout, fold
 
 ATTENTIONS = ("xla", "cudnn")
+AUTO = "auto"  # in a run's config: the best of them that can run
 _LARGEST_FUSED_HEAD = 128  # what cuDNN takes on every GPU; from Hopper on it takes 256
+_LEAST_CAPABILITY = 8.0  # Ampere
 
 
 def visible_keys(attention_mask: jax.Array | None, example_ids: jax.Array | None) -> jax.Array | None:
@@ -93,37 +98,80 @@ class AlbertAttention(nnx.Module):
         return x, weights
 
 
+def why_not_cudnn(
+    config: AlbertConfig, dtype: jnp.dtype, device: jax.Device, slots: int | None = None
+) -> tuple[str, str] | None:
+    """The first reason for which cuDNN's kernel cannot run, and what would remove it; None where it can.
+
+    Args:
+      config: the model's.
+      dtype: that it computes in.
+      device: that it runs on.
+      slots: S of masked rows, where it is known.
+    """
+    capability, found = str(getattr(device, "compute_capability", "")), f"{device.device_kind} ({device.platform})"
+    size, heads = config.hidden_size // config.num_attention_heads, config.num_attention_heads
+    if device.platform != "gpu" or not re.fullmatch(r"\d+\.\d+", capability):
+        return f"cudnn needs an NVIDIA GPU, not {found}", "run on one"
+    if float(capability) < _LEAST_CAPABILITY:
+        return f"cudnn needs compute capability {_LEAST_CAPABILITY}, and {found} has {capability}", "take a newer GPU"
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        return f"cudnn computes in bfloat16, not in {jnp.dtype(dtype).name}", "set dtype to bfloat16"
+    if rate := config.attention_probs_dropout_prob:
+        return f"cudnn has no dropout, and attention_probs_dropout_prob is {rate}", "set it to 0"
+    if size % 8 or size > _LARGEST_FUSED_HEAD:
+        return (
+            f"cudnn takes heads of a multiple of 8 up to {_LARGEST_FUSED_HEAD}, and hidden_size {config.hidden_size} "
+            f"over num_attention_heads {heads} is {size}",
+            "change one of them",
+        )
+    if slots is not None and slots % 2:
+        return f"cudnn takes masked rows of an even length, not of {slots} slots", "change data.sequence_length"
+    return None
+
+
+def choose_attention(
+    asked: str, config: AlbertConfig, dtype: jnp.dtype, device: jax.Device, slots: int | None = None
+) -> tuple[str, str]:
+    """One of `ATTENTIONS`, and why.
+
+    Args:
+      asked: one of them, or 'auto' for cuDNN's where it can run.
+      config, dtype, device, slots: as for `why_not_cudnn`.
+
+    Raises:
+      UserError: where `asked` is none of these or cannot run.
+    """
+    if asked not in (*ATTENTIONS, AUTO):
+        raise UserError(f"attention must be one of {', '.join((AUTO, *ATTENTIONS))}, not {asked!r}.")
+    if asked == "xla":
+        return "xla", "the config says so"
+    obstacle = why_not_cudnn(config, dtype, device, slots)
+    if obstacle is None:
+        return "cudnn", "device and config allow it" if asked == AUTO else "the config says so"
+    if asked == AUTO:
+        return "xla", obstacle[0]
+    raise UserError(f"attention 'cudnn' cannot run: {obstacle[0]}; {obstacle[1]}, or set attention to 'xla'.")
+
+
 def _check_implementation(attention: str, config: AlbertConfig, dtype: jnp.dtype) -> None:
     """Refuses what cannot run, where the model is made: cuDNN's own refusals come late and in its own words."""
     if attention not in ATTENTIONS:
         raise UserError(f"attention must be one of {', '.join(ATTENTIONS)}, not {attention!r}.")
-    if attention == "xla":
-        return
-    size, rate = config.hidden_size // config.num_attention_heads, config.attention_probs_dropout_prob
-    if jnp.dtype(dtype) != jnp.bfloat16:
-        raise UserError(
-            f"attention 'cudnn' computes in bfloat16, not in {jnp.dtype(dtype).name}; set dtype to bfloat16, or "
-            "attention to 'xla'."
-        )
-    if rate:
-        raise UserError(
-            f"attention 'cudnn' has no dropout, but attention_probs_dropout_prob is {rate}; set it to 0, or attention "
-            "to 'xla'."
-        )
-    if size % 8 or size > _LARGEST_FUSED_HEAD:
-        raise UserError(
-            f"attention 'cudnn' takes heads of a multiple of 8 up to {_LARGEST_FUSED_HEAD}, but hidden_size "
-            f"{config.hidden_size} over num_attention_heads {config.num_attention_heads} is {size}; use 'xla'."
-        )
-    if jax.default_backend() != "gpu":
-        raise UserError(f"attention 'cudnn' needs an NVIDIA GPU, but JAX runs on {jax.default_backend()}; use 'xla'.")
+    if attention != "xla":
+        choose_attention(attention, config, dtype, default_device())
+
+
+def default_device() -> Any:
+    """Where JAX computes unless told otherwise."""
+    return jax.devices()[0]
 
 
 def _fused(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
     """The context [B, S, N, D] of bfloat16 q, k and v [B, S, N, D] by cuDNN."""
     if visible is not None:
         if q.shape[1] % 2:
-            raise UserError(f"attention 'cudnn' takes rows of an even length under a mask, not of {q.shape[1]} slots.")
+            raise UserError(f"attention 'cudnn' takes masked rows of an even length, not of {q.shape[1]} slots.")
         # cuDNN adds the mask as a bias, which must have a row for each query; heads share it.
         visible = jnp.broadcast_to(visible, (q.shape[0], 1, q.shape[1], q.shape[1]))
     return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation="cudnn")

@@ -24,6 +24,7 @@ from albert_jax.remote import local_path
 
 _log = logging.getLogger(__name__)
 LEAST_WORD_STARTS = 0.1  # share of tokens; text with spaces has 0.6 and more
+_FIRST = 8  # a batch that grows begins with this part of its rows: 1 of 8
 EVALUATION_SEED = 0  # no part of the config: runs with other seeds are compared on the same masks
 
 
@@ -207,33 +208,33 @@ def _open_records(config: ml_collections.ConfigDict) -> Data:
     return Data(train, validation, vocabulary, file, manifest, train.unigrams, None)
 
 
-def rows_per_step(config: ml_collections.ConfigDict, stream: Stream, devices: int) -> int:
+def rows_per_step(config: ml_collections.ConfigDict, stream: Stream) -> int:
     """How many rows one optimizer step consumes.
 
     A batch that is given in examples is turned into rows by the plan's mean, rounded to a power of two or a small
-    multiple of one (by less than 2 % from 32 rows on), whatever the mesh, so that the same run goes on elsewhere.
+    multiple of one (by less than 2 % from 32 rows on), whatever the devices, so that the same run goes on elsewhere.
 
     Raises:
-      UserError: where the rows cannot be split evenly, or the corpus is smaller than the batch.
+      UserError: where there are none, or the corpus is smaller than the batch.
     """
-    size, unit, parts = config.batch.size, config.batch.unit, config.batch.accumulation
-    if unit not in ("rows", "examples") or size < 1 or parts < 1:
-        raise UserError(f"batch must be a positive size in 'rows' or 'examples', not {size} {unit!r} in {parts} parts.")
+    size, unit = config.batch.size, config.batch.unit
+    if unit not in ("rows", "examples") or size < 1:
+        raise UserError(f"batch must be a positive size in 'rows' or 'examples', not {size} {unit!r}.")
     rows = size
     if unit == "examples":
         exact = max(1.0, size / stream.examples_per_row)
         grain = 2 ** max(0, int(math.log2(exact)) - 5)
         rows = max(1, round(exact / grain)) * grain
         _log.info("a batch of %s examples is %s rows.", f"{size:,}", f"{rows:,}")
-    if rows % (devices * parts):
-        fitting = max(1, round(rows / (devices * parts))) * devices * parts
-        raise UserError(
-            f"a batch of {rows} rows cannot be split over {devices} devices x {parts} micro-batches; pass "
-            f"--config.batch.unit=rows --config.batch.size={fitting}, or change mesh.data or batch.accumulation."
-        )
     if rows > stream.rows:
         raise UserError(
             f"the training split has {stream.rows} rows of {config.data.sequence_length} slots, fewer than the "
             f"batch's {rows}; lower batch.size or build the data set from more text."
         )
     return rows
+
+
+def rows_of_step(config: ml_collections.ConfigDict, rows: int, step: int) -> int:
+    """How many of a full batch's `rows` the step after `step` consumes: fewer while the batch grows."""
+    warmup = config.batch.warmup_steps
+    return rows if step >= warmup else max(1, rows * (warmup + (_FIRST - 1) * step) // (_FIRST * warmup))

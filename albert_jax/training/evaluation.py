@@ -12,7 +12,7 @@ from albert_jax.data.stream import IGNORED, Batch, Stream
 from albert_jax.model import Parameters
 from albert_jax.training.legs import made_rows
 from albert_jax.training.objective import Totals
-from albert_jax.training.sharding import Rows
+from albert_jax.training.sharding import Rows, row_shards, split_rows
 
 EvalStep = Callable[[Parameters, Batch], Totals]
 Results = dict[str, float]
@@ -63,7 +63,7 @@ class Evaluator:
         mesh: Mesh,
     ):
         self._stream, self._step = stream, eval_step
-        self._split = Rows(mesh, batch_rows)
+        self._layout = Rows(mesh, split_rows(batch_rows, row_shards(mesh), batch_rows))
         self._rows = min(rows, stream.rows) if rows else stream.rows
         self._unigrams, self._unigram_loss = unigrams, math.nan
 
@@ -76,10 +76,11 @@ class Evaluator:
             and None is returned.
         """
         totals: list[Totals] = []
-        for start in range(0, self._rows, self._split.count):
+        rows, count = self._layout, self._layout.split.rows
+        for start in range(0, self._rows, count):
             if not proceed():
                 return None
-            batch = self._split.place(made_rows(self._targets, self._split, start, self._split.count))
+            batch = rows.place(made_rows(self._targets, rows, start, count))
             totals.append(self._step(params, batch))
             if len(totals) > BATCHES_IN_FLIGHT:
                 jax.block_until_ready(totals[-1 - BATCHES_IN_FLIGHT])
@@ -97,7 +98,7 @@ class Evaluator:
     def _unigram_baseline(self) -> float:
         """Computed once, from the labels of all rows, whichever process made them for evaluation."""
         if math.isnan(self._unigram_loss):
-            count = self._split.count
+            count = self._layout.split.rows
             labels = [self._targets(start, count).mlm_labels for start in range(0, self._rows, count)]
             self._unigram_loss = unigram_loss(np.concatenate(labels), self._unigrams)
         return self._unigram_loss

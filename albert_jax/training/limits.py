@@ -15,6 +15,7 @@ _LEAST = {
     "log.every": 1,
     "eval.every": 1,
     "eval.rows": 0,
+    "batch.rows_per_device": 0,
     "batch.warmup_steps": 0,
     "watchdog.seconds": 0,
     "profile.at": 0,

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
-import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
@@ -43,7 +42,7 @@ from albert_jax.training.limits import check_numbers
 from albert_jax.training.lock import WorkdirLock
 from albert_jax.training.profiling import Profiler
 from albert_jax.training.sharding import make_mesh
-from albert_jax.training.step import Outcome, TrainState, abstract_state, initial_state, place_parts
+from albert_jax.training.step import MEASURES, Outcome, TrainState, abstract_state, initial_state, place_parts
 from albert_jax.training.telemetry import Telemetry, last_evaluation
 from albert_jax.training.watchdog import Watchdog
 
@@ -75,13 +74,11 @@ class _Started(NamedTuple):
 
     Attributes:
       draw: its rows.
-      tokens: in them, in this process.
       waited: seconds that the host waited for them.
       outcome: on the devices.
     """
 
     draw: Draw
-    tokens: int
     waited: float
     outcome: Outcome
 
@@ -96,7 +93,7 @@ def _identity(config: ml_collections.ConfigDict, legs: list[Leg], mesh: Mesh) ->
         "data_fingerprint": data.train.fingerprint,
         "vocabulary_sha256": data.vocabulary.sha256,
         "plan": " ".join(leg.data.train.digest for leg in legs),
-        "rows_per_step": " ".join(str(leg.rows.count) for leg in legs),
+        "rows_per_step": " ".join(str(leg.rows_per_step) for leg in legs),
         "versions": versions(mesh),
     }
 
@@ -138,7 +135,8 @@ class Run:
         keeping = config.checkpoint
         self.checkpoints = Checkpoints(workdir, keeping.keep, identity, lock, keeping.keep_period)
         self._left_out = self._read_left_out()
-        self.state, self.step, self.position, interval = self._restore_or_start()
+        with self.legs[-1].naming_exhaustion():
+            self.state, self.step, self.position, interval = self._restore_or_start()
         self.telemetry = self._open_telemetry() if first() else None
         self._saved, self._evaluated = self.step, by_first(self._last_evaluation)
         self._stopping, self._due, self._skipped_in_a_row = False, False, 0
@@ -148,7 +146,8 @@ class Run:
         self._pace = math.inf  # seconds of the last step
         self._parts: dict[int, jax.Array] = {}  # on the devices already
         interruption.phase = "compile"
-        self.evaluator = self._make_evaluator()
+        with self.legs[-1].naming_exhaustion():
+            self.evaluator = self._make_evaluator()
         self.checkpoints.prepare(self.state)
 
     def _copy_vocabulary(self) -> None:
@@ -198,13 +197,15 @@ class Run:
         return last_evaluation(self.telemetry.directory)
 
     def _make_evaluator(self) -> Evaluator:
-        leg, rows = self.legs[-1], self.legs[-1].rows.count // self.config.batch.accumulation
+        """Evaluates as many rows at a time as the last leg trains on, so whether that leg fits shows at the start."""
+        leg = self.legs[-1]
+        rows = leg.rows.split.shards * leg.rows.split.each
         return Evaluator(
             leg.data.validation,
             rows=self.config.eval.rows,
             batch_rows=rows,
             unigrams=leg.data.unigrams,
-            eval_step=lower_eval_step(self.config, self.mesh, rows).compile(),
+            eval_step=lower_eval_step(leg.config, self.mesh, rows).compile(),
             mesh=self.mesh,
         )
 
@@ -254,15 +255,14 @@ class Run:
         self._saved_at = self._line_at = self._outcome_at = time.monotonic()
         draws = leg.draws(self.step, self.position, self._left_out.of_phase(leg.phase.begin))
         loader = Loader(leg.batch, draws, ahead=self.config.data.prefetch)
-        with contextlib.closing(loader), jax.transfer_guard("disallow"):
+        with contextlib.closing(loader), jax.transfer_guard("disallow"), leg.naming_exhaustion():
             waited = loader.waited
             for draw, batch in loader:
                 rows, waited_before, waited = leg.rows.place(batch), waited, loader.waited
                 if (ending := self._between_steps(leg)) is not None:
                     return ending
                 outcome = self._take_step(leg, draw, rows)
-                tokens = int(np.count_nonzero(batch.example_ids))
-                self._in_flight.append(_Started(draw, tokens, waited - waited_before, outcome))
+                self._in_flight.append(_Started(draw, waited - waited_before, outcome))
             ending = self._between_steps(leg)
             assert ending is not None
             return ending
@@ -325,11 +325,12 @@ class Run:
           _OutOfPatienceError: where the guard has left out too many updates in a row.
         """
         while len(self._in_flight) > ahead:
-            draw, tokens_here, waited, on_device = self._in_flight.popleft()
+            draw, waited, on_device = self._in_flight.popleft()
             outcome = jax.device_get(on_device)
             self._watchdog.moved()
             self._pace, self._outcome_at = time.monotonic() - self._outcome_at, time.monotonic()
-            tokens = tokens_here * leg.rows.shards / len(leg.rows.mine)  # scaled to all processes' rows
+            real = float(outcome.means[MEASURES.index("real_share")])
+            tokens = real * draw.rows * leg.config.data.sequence_length
             for interval in (self._interval, self._progress):
                 interval.add(outcome, tokens=tokens, flops=leg.flops(draw), waited=waited)
             self._recent.append(draw)

@@ -21,6 +21,7 @@ class Totals(NamedTuple):
     sop_correct: jax.Array
     sop_count: jax.Array
     real_slots: jax.Array
+    rows: jax.Array  # without the empty ones that fill a batch up
 
 
 def zero_totals() -> Totals:
@@ -64,8 +65,9 @@ def evaluate_rows(
         batch.cls_positions,
         dropout_keys,
     )
-    real_slots = jnp.sum(batch.example_ids != 0, dtype=jnp.float32)
-    return Totals(*_score(logits.mlm, batch.mlm_labels), *_score(logits.sop, batch.sop_labels), real_slots)
+    real = batch.example_ids != 0
+    counts = (jnp.sum(real, dtype=jnp.float32), jnp.sum(jnp.any(real, axis=1), dtype=jnp.float32))
+    return Totals(*_score(logits.mlm, batch.mlm_labels), *_score(logits.sop, batch.sop_labels), *counts)
 
 
 def mean_loss(totals: Totals, mlm_count: jax.Array, sop_count: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ RESUMABLE_FIELDS = (
     "eval.every",
     "eval.rows",
     "log.every",
-    "batch.accumulation",  # fewer devices need more of it; it sets the pace of a batch warm-up, though
+    "batch.rows_per_device",
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
@@ -54,7 +54,7 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.model = model.to_dict()
     c.dtype = "float32"  # compute dtype, 'float32' or 'bfloat16'; parameters, gradients and losses are always float32
     c.remat = "dots_saveable"  # what a layer keeps for its backward pass: a name of jax.checkpoint_policies
-    c.attention = "xla"  # 'xla', or 'cudnn' on GPUs
+    c.attention = "auto"  # 'xla', 'cudnn' on NVIDIA GPUs, or 'auto': cudnn where device and config allow it, else xla
     c.seed = 0  # keys everything random: initial weights, order, splits, swaps, masks, dropout
     c.steps = 125_000  # optimizer steps of the whole run; the learning rate reaches zero here
     c.init_from = ""  # start from these weights with a fresh optimizer: a workdir, a Hugging Face directory, Google's
@@ -83,8 +83,8 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.batch = ml_collections.ConfigDict()
     c.batch.size = 4096  # what one optimizer step consumes, in `unit`
     c.batch.unit = "examples"  # 'examples' (packed rows hold several) or 'rows'
-    c.batch.accumulation = 1  # micro-batches a step; the gradient does not depend on it
-    c.batch.warmup_steps = 0  # steps in which a batch grows from one micro-batch to all of them; 0: full from the start
+    c.batch.rows_per_device = 0  # rows that a device takes at a time; 0: as many as fit its memory
+    c.batch.warmup_steps = 0  # steps in which a batch grows evenly from an eighth of its rows to all; 0: full at once
 
     c.optimizer = ml_collections.ConfigDict()
     c.optimizer.name = "lamb"  # 'lamb' (You et al. 2019) or 'adamw'

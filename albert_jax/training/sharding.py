@@ -8,9 +8,10 @@ by rules on logical names, as in Flax and t5x: `mesh.rules`.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -46,30 +47,45 @@ _LOGICAL: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 # --- the mesh ---------------------------------------------------------------------------------------------------------
 
 
+def mesh_shape(data: int, fsdp: int, tensor: int, devices: int) -> tuple[int, int, int]:
+    """Devices on each axis of a mesh.
+
+    Args:
+      data, fsdp, tensor: as asked; one of them may be -1, which takes what the others leave.
+      devices: how many there are.
+
+    Raises:
+      UserError: where the axes do not fit the devices.
+    """
+    shape = (data, fsdp, tensor)
+    asked = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    if min(shape) < -1 or 0 in shape or shape.count(-1) > 1:
+        raise UserError(f"{asked} is no mesh: each axis is at least 1, and one of them may be -1.")
+    others = math.prod(size for size in shape if size != -1)
+    if others > devices or (-1 in shape and devices % others):
+        raise UserError(f"{asked} does not fit {devices} devices; choose divisors, -1 takes the rest.")
+    data, fsdp, tensor = (devices // others if size == -1 else size for size in shape)
+    return data, fsdp, tensor
+
+
 def make_mesh(data: int, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh (data, fsdp, tensor).
 
     Args:
-      data, fsdp, tensor: devices on each axis; one of them may be -1, which takes what the others leave.
+      data, fsdp, tensor: as for `mesh_shape`.
       devices: all of the run's where None.
 
     Raises:
       UserError: where the axes do not fit the devices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [data, fsdp, tensor]
-    asked = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
-    if min(shape) < -1 or 0 in shape or shape.count(-1) > 1:
-        raise UserError(f"{asked} is no mesh: each axis is at least 1, and one of them may be -1.")
-    others = int(np.prod([size for size in shape if size != -1]))
-    if others > len(devices) or (-1 in shape and len(devices) % others):
-        raise UserError(f"{asked} does not fit {len(devices)} devices; choose divisors, -1 takes the rest.")
-    shape = [len(devices) // others if size == -1 else size for size in shape]
-    count = int(np.prod(shape))
+    shape = mesh_shape(data, fsdp, tensor, len(devices))
+    count = math.prod(shape)
     if jax.process_count() > 1 and count < len(devices):
+        asked = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, (data, fsdp, tensor), strict=True))
         raise UserError(f"{asked} leaves some of the {len(devices)} devices of several processes idle; use all.")
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(shape), AXES, axis_types=auto, devices=devices[:count])
+    return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices[:count])
 
 
 def row_shards(mesh: Mesh) -> int:
@@ -258,44 +274,93 @@ def scatter_sums(gradient: Any, where: Any, mesh: Mesh) -> Any:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
+class Split(NamedTuple):
+    """How the rows of a batch are laid out: over shards, and in each over micro-batches, filled up with empty rows.
+
+    Attributes:
+      rows: R, of a full batch.
+      shards: over how many shards they are split.
+      parts: micro-batches of a shard.
+      each: rows of a micro-batch, which a device takes at a time.
+    """
+
+    rows: int
+    shards: int
+    parts: int
+    each: int
+
+    @property
+    def per_shard(self) -> int:
+        """Rows of a shard with the empty ones."""
+        return self.parts * self.each
+
+    @property
+    def held(self) -> int:
+        """Rows of all shards with the empty ones."""
+        return self.shards * self.per_shard
+
+    def begin(self, shard: int, count: int | None = None) -> int:
+        """The first row of a shard where the batch has `count` rows; the shard ends where the next one begins.
+
+        Rounded up, so that the first shard is the fullest and never empty.
+        """
+        return -(-(self.rows if count is None else count) * shard // self.shards)
+
+    def parts_of(self, count: int) -> int:
+        """How many micro-batches hold rows where the batch has `count` rows."""
+        return -(-self.begin(1, count) // self.each)
+
+
+def split_rows(rows: int, shards: int, rows_per_device: int) -> Split:
+    """Lays out `rows` rows so that a device takes at most `rows_per_device` at a time.
+
+    Micro-batches are as few as that allows, or up to a quarter more where that leaves fewer rows empty: 65 rows of a
+    shard, eight at a time, are 11 micro-batches of 6, not 9 of 8.
+    """
+    fullest = -(-rows // shards)
+    least = -(-fullest // rows_per_device)
+    parts = min(range(least, least + least // 4 + 1), key=lambda parts: (parts * -(-fullest // parts), parts))
+    each = -(-fullest // parts)
+    return Split(rows, shards, -(-fullest // each), each)
+
+
 class Rows:
     """Which rows of each batch this process makes, and how they are placed.
 
     Args:
       mesh: the devices.
-      count: rows of a whole batch.
+      split: the layout of a batch.
 
     Attributes:
-      shards: over how many shards the rows are split.
+      split: the same.
       mine: numbers of the shards that this process's devices hold, ascending; where processes share a shard (because
         the tensor axis runs across them) each makes its rows.
     """
 
-    def __init__(self, mesh: Mesh, count: int):
-        self.count, self.shards = count, row_shards(mesh)
+    def __init__(self, mesh: Mesh, split: Split):
+        self.split = split
         self._sharding = by_rows(mesh)
-        per_shard = count // self.shards
-        held = self._sharding.addressable_devices_indices_map((count,))
-        self._shard_of = {device: (index[0].start or 0) // per_shard for device, index in held.items() if index}
+        held = self._sharding.addressable_devices_indices_map((split.held,))
+        self._shard_of = {device: (index[0].start or 0) // split.per_shard for device, index in held.items() if index}
         self.mine = sorted(set(self._shard_of.values()))
 
     def place(self, local: Batch) -> Batch:
         """Puts the rows of `mine`, one shard after the other, on this process's devices, as part of the whole batch."""
-        per_shard, devices = self.count // self.shards, list(self._shard_of)
-        at = [self.mine.index(self._shard_of[device]) * per_shard for device in devices]
-        parts = [[x[begin : begin + per_shard] for begin in at] for x in local]
+        size, devices = self.split.per_shard, list(self._shard_of)
+        at = [self.mine.index(self._shard_of[device]) * size for device in devices]
+        parts = [[x[begin : begin + size] for begin in at] for x in local]
         placed = jax.device_put(parts, [devices] * len(local))  # explicit, as the transfer guard wants it
         return Batch(
             *(
-                jax.make_array_from_single_device_arrays((self.count, *x.shape[1:]), self._sharding, arrays)
+                jax.make_array_from_single_device_arrays((self.split.held, *x.shape[1:]), self._sharding, arrays)
                 for x, arrays in zip(local, placed, strict=True)
             )
         )
 
 
 def place_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Splits a batch that every process has as a whole over the devices."""
-    rows = Rows(mesh, len(batch.row_ids))
-    per_shard = rows.count // rows.shards
-    mine = np.concatenate([np.arange(s * per_shard, (s + 1) * per_shard) for s in rows.mine])
+    """Splits a batch that every process has as a whole, of a multiple of the shards, over the devices."""
+    count, shards = len(batch.row_ids), row_shards(mesh)
+    rows = Rows(mesh, split_rows(count, shards, count))
+    mine = np.concatenate([np.arange(rows.split.begin(s), rows.split.begin(s + 1)) for s in rows.mine])
     return rows.place(Batch(*(x[mine] for x in batch)))

@@ -16,6 +16,7 @@ from albert_jax.config import AlbertConfig
 from albert_jax.data.stream import Batch
 from albert_jax.errors import UserError
 from albert_jax.model import FlaxAlbertForPreTrainingModule, Parameters, parameters
+from albert_jax.model.attention import choose_attention
 from albert_jax.training.guard import Guard, judge, new_guard
 from albert_jax.training.objective import Totals, count_targets, evaluate_rows, mean_loss, zero_totals
 from albert_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -77,18 +78,29 @@ class Outcome(NamedTuple):
 # --- what a step works on ---------------------------------------------------------------------------------------------
 
 
-def abstract_model(config: ml_collections.ConfigDict) -> FlaxAlbertForPreTrainingModule:
-    """The structure of the config's model, without values.
+def attention_of(config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[str, str]:
+    """Which attention a config means on these devices, and why; see `choose_attention`.
 
     Raises:
-      UserError: where `config.model` or `config.dtype` is not valid.
+      UserError: where it cannot run, or `config.model` or `config.dtype` is not valid.
     """
     if config.dtype not in DTYPES:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, not {config.dtype!r}.")
-    architecture = AlbertConfig.from_dict(config.model.to_dict())
+    architecture, device = AlbertConfig.from_dict(config.model.to_dict()), mesh.devices.flat[0]
+    return choose_attention(config.attention, architecture, DTYPES[config.dtype], device, config.data.sequence_length)
+
+
+def abstract_model(config: ml_collections.ConfigDict, mesh: Mesh) -> FlaxAlbertForPreTrainingModule:
+    """The structure of the config's model, without values.
+
+    Raises:
+      UserError: where `config.model`, `config.dtype`, `config.remat` or `config.attention` is not valid.
+    """
+    attention, _ = attention_of(config, mesh)
+    architecture, dtype = AlbertConfig.from_dict(config.model.to_dict()), DTYPES[config.dtype]
     return nnx.eval_shape(
         lambda: FlaxAlbertForPreTrainingModule(
-            architecture, dtype=DTYPES[config.dtype], remat=config.remat, attention=config.attention, rngs=nnx.Rngs(0)
+            architecture, dtype=dtype, remat=config.remat, attention=attention, rngs=nnx.Rngs(0)
         )
     )
 
@@ -181,7 +193,7 @@ def _row_keys(config: ml_collections.ConfigDict, step: jax.Array, batch: Batch) 
 
 
 def batch_gradient(
-    config: ml_collections.ConfigDict, mesh: Mesh
+    config: ml_collections.ConfigDict, mesh: Mesh, most: int
 ) -> Callable[[Parameters, jax.Array, Batch, jax.Array | int], tuple[Parameters, Totals]]:
     """The gradient of the mean loss over a batch that is split over the mesh and into micro-batches.
 
@@ -193,12 +205,13 @@ def batch_gradient(
     Args:
       config: the run's.
       mesh: (data, fsdp, tensor).
+      most: micro-batches into which a device's rows are cut.
 
     Returns:
       A function of (params, step, batch, parts) that gives the gradient, laid out as the moments are, and the totals.
-      Of the batch's `config.batch.accumulation` micro-batches it reads the first `parts`.
+      Of the micro-batches it reads the first `parts`.
     """
-    model, most = abstract_model(config), config.batch.accumulation
+    model = abstract_model(config, mesh)
     of_params, of_moments = _placements(config, mesh)
     shapes = jax.eval_shape(lambda: initial_parameters(config))
 
@@ -239,25 +252,26 @@ def batch_gradient(
 # --- compiled functions -----------------------------------------------------------------------------------------------
 
 
-def make_train_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
+def make_train_step(config: ml_collections.ConfigDict, mesh: Mesh, most: int = 1) -> Any:
     """One optimizer step; the state that is passed in is used up.
 
     Args:
       config: the run's.
       mesh: (data, fsdp, tensor).
+      most: micro-batches into which a device's rows are cut.
 
     Returns:
       A jitted function of (state, batch, parts), laid out as `abstract_state`, `abstract_batch` and `abstract_parts`
       say, that gives the new state and an `Outcome`.
     """
     optimizer, rate = make_optimizer(config.optimizer), learning_rate_schedule(config.optimizer, config.steps)
-    gradient_of, state_like = batch_gradient(config, mesh), abstract_state(config, mesh)
-    most = config.batch.accumulation
+    gradient_of, state_like = batch_gradient(config, mesh, most), abstract_state(config, mesh)
     of_moments = _shardings(_placements(config, mesh)[1], state_like.params, mesh)
 
     def step(state: TrainState, batch: Batch, parts: jax.Array) -> tuple[TrainState, Outcome]:
-        parts = parts if config.batch.warmup_steps else most
-        gradient, totals = gradient_of(state.params, state.step, batch, parts)
+        # Only a growing batch leaves micro-batches out; else a loop of known length is what compilers do best.
+        filled = parts if config.batch.warmup_steps else most
+        gradient, totals = gradient_of(state.params, state.step, batch, filled)
         loss, norm = mean_loss(totals, totals.mlm_count, totals.sop_count), optax.tree.norm(gradient)
         good, guard = judge(state.guard, config.guard, loss, norm)
         directions, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -274,7 +288,7 @@ def make_train_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
             "grad_norm": norm,
             "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(state.params),
-            "real_share": totals.real_slots / (batch.input_ids.size / most * parts),
+            "real_share": totals.real_slots / (jnp.maximum(totals.rows, 1) * batch.input_ids.shape[1]),
         }
         proposed = (optax.apply_updates(state.params, updates), opt_state)
         kept = (state.params, state.opt_state)
@@ -297,7 +311,7 @@ def make_eval_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
     Returns:
       A jitted function of (params, batch) that gives the totals.
     """
-    model, (of_params, _) = abstract_model(config), _placements(config, mesh)
+    model, (of_params, _) = abstract_model(config, mesh), _placements(config, mesh)
     params_like = abstract_state(config, mesh).params
 
     def local(params: Parameters, batch: Batch) -> Totals:

@@ -301,7 +301,7 @@ def flags(bench: Bench, size: str, attention: str, workdir: pathlib.Path) -> lis
         "attention": attention,
         "batch.unit": "rows",
         "batch.size": shape.rows * shape.accumulation,
-        "batch.accumulation": shape.accumulation,
+        "batch.rows_per_device": shape.rows,
         "steps": shape.steps,
         "optimizer.warmup_steps": shape.steps // 4,
         "log.every": shape.interval,
