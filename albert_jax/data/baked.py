@@ -23,6 +23,7 @@ import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2
 
 from albert_jax.data import counter_rng
+from albert_jax.data.latest import Latest
 from albert_jax.data.rows import IGNORED, Batch, with_empty_rows
 from albert_jax.data.tfrecords import RecordIndex, read_span
 from albert_jax.errors import UserError
@@ -233,8 +234,8 @@ class BakedStream:
 
     Row n of the stream is the same whatever batch, host or worker asks for it. An epoch is one pass over the records.
     Its order permutes all blocks of 128 consecutive records, takes 16 of them at a time, and permutes the 2,048 records
-    of these. So every read is a long one, and what is kept is the latest 16 blocks (6 MB at S = 512) and four integers
-    for each block of the files (0.3 GB for 10**9 records, which are 3 TB).
+    of these. So every read is a long one, and what is kept is twice 16 blocks (12 MB at S = 512) and four integers for
+    each block of the files (0.3 GB for 10**9 records, which are 3 TB).
 
     It is as good as a permutation of all records for files whose records are shuffled, as Google's are: there, a run of
     consecutive records is a random sample already, and what another epoch needs is that other records come together.
@@ -285,8 +286,8 @@ class BakedStream:
         self.fingerprint = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
         layout = [VERSION, self.fingerprint, BLOCK, WINDOW, self.slots, self.mask_slots]
         self.digest = hashlib.sha256(json.dumps(layout).encode()).hexdigest()
-        self._order: tuple[int, np.ndarray, np.ndarray] = (-1, np.zeros(0, np.int64), np.zeros(0, np.int64))
-        self._window: tuple[tuple[int, int], list[_Record]] = ((-1, -1), [])
+        self._epoch_order = Latest(self._make_epoch_order)
+        self._window_records = Latest(self._read_window)
 
     def describe(self) -> str:
         """One line for the log: sizes."""
@@ -310,28 +311,20 @@ class BakedStream:
             raise UserError(f"{file.path} has changed since it was opened; start again once it is whole.")
         return [_Record(content, file.path, within * BLOCK + i) for i, content in enumerate(contents)]
 
-    def _epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The blocks in the order of an epoch, and the row with which each window of 16 begins, int64; kept."""
-        known, blocks, begins = self._order  # read once: another thread may replace it
-        if known != epoch:
-            random = counter_rng.bits(self.seed, _BLOCKS, epoch, np.arange(len(self._sizes)))
-            blocks = np.argsort(random, kind="stable")
-            windows = np.add.reduceat(self._sizes[blocks], np.arange(0, len(blocks), WINDOW))
-            begins = np.concatenate([[0], np.cumsum(windows)])
-            self._order = (epoch, blocks, begins)
-        return blocks, begins
+    def _make_epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The blocks in the order of an epoch, and the row with which each window of 16 begins, int64."""
+        random = counter_rng.bits(self.seed, _BLOCKS, epoch, np.arange(len(self._sizes)))
+        blocks = np.argsort(random, kind="stable")
+        windows = np.add.reduceat(self._sizes[blocks], np.arange(0, len(blocks), WINDOW))
+        return blocks, np.concatenate([[0], np.cumsum(windows)])
 
-    def _window_records(self, epoch: int, window: int) -> list[_Record]:
-        """The records of 16 blocks in the order of an epoch; the latest are kept."""
-        known, records = self._window
-        if known != (epoch, window):
-            blocks = self._epoch_order(epoch)[0][window * WINDOW : (window + 1) * WINDOW]
-            unordered = [record for block in blocks for record in self._block(int(block))]
-            rows = np.concatenate([np.arange(self._block_rows[b], self._block_rows[b + 1]) for b in blocks])
-            order = np.argsort(counter_rng.bits(self.seed, _RECORDS, epoch, rows), kind="stable")
-            records = [unordered[i] for i in order]
-            self._window = ((epoch, window), records)
-        return records
+    def _read_window(self, epoch: int, window: int) -> list[_Record]:
+        """The records of 16 blocks in the order of an epoch."""
+        blocks = self._epoch_order(epoch)[0][window * WINDOW : (window + 1) * WINDOW]
+        unordered = [record for block in blocks for record in self._block(int(block))]
+        rows = np.concatenate([np.arange(self._block_rows[b], self._block_rows[b + 1]) for b in blocks])
+        order = np.argsort(counter_rng.bits(self.seed, _RECORDS, epoch, rows), kind="stable")
+        return [unordered[i] for i in order]
 
     def batch(self, start: int, count: int) -> Batch:
         """Rows `start` to `start + count` of the stream.

@@ -203,6 +203,7 @@ class Run:
             leg.data.validation,
             rows=self.config.eval.rows,
             batch_rows=rows,
+            ahead=self.config.data.prefetch,
             unigrams=leg.data.unigrams,
             eval_step=lower_eval_step(self.config, self.mesh, rows).compile(),
             mesh=self.mesh,
