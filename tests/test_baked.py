@@ -287,6 +287,15 @@ def test_records_may_encode_their_numbers_one_by_one(tmp_path: pathlib.Path) -> 
     assert rows_of(stream_of(tmp_path / "x").batch(0, 1)) == [slow_row(example(7))]
 
 
+def test_integers_of_all_lengths_come_back() -> None:
+    rng = np.random.default_rng(0)
+    signs = rng.choice([-1, 1], (40, 6))
+    values = signs * (rng.integers(0, 2**62, (40, 6)) >> rng.integers(0, 62, (40, 6)))
+    values[0] = [0, IGNORED, -(2**63), 2**63 - 1, 127, 128]
+    lists = [tf_example_pb2.Int64List(value=row).SerializeToString() for row in values.tolist()]
+    np.testing.assert_array_equal(baked._integers(lists, 6), values)
+
+
 def test_unigrams_are_of_the_text_before_masking(folder: pathlib.Path) -> None:
     expected = np.zeros(VOCABULARY, np.int64)
     for n in range(ALL):

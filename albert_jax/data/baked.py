@@ -17,7 +17,7 @@ import pathlib
 import re
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2
@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 VERSION = 1  # raise it when a change here changes the order of the rows
 BLOCK = 128  # consecutive records that are read at once: 370 kB at S = 512
 WINDOW = 16  # blocks whose records are mixed: 2,048 records, 6 MB
+KEPT = 8  # windows that are not read again, as several batches are made at once: 48 MB
 SAMPLE = 32  # blocks that unigrams are counted in: 4,096 records
 _BLOCKS, _RECORDS = range(600, 602)
 _SLOT_FEATURES = ("input_ids", "input_mask", "segment_ids")
@@ -122,22 +123,26 @@ class _Record(NamedTuple):
         return UserError(f"{self.path}: record {self.number} {what}.")
 
 
-def _features(record: _Record) -> dict[str, Sequence[float]]:
-    """The values of all features of numbers in a record."""
+def _features(record: _Record) -> dict[str, Any]:
+    """The lists of numbers of a record's features: messages with `value`."""
     try:
         features = tf_example_pb2.Example.FromString(record.content).features.feature
     except Exception as e:  # protobuf's implementations each raise their own
         raise record.error("is no tf.train.Example; give files that create_pretraining_data.py wrote") from e
     return {
-        name: feature.float_list.value if name == _WEIGHTS else feature.int64_list.value
+        name: feature.float_list if name == _WEIGHTS else feature.int64_list
         for name, feature in features.items()
     }
+
+
+def _width(features: dict[str, Any], name: str) -> int:
+    return len(features[name].value) if name in features else 0
 
 
 def _widths(record: _Record) -> dict[str, int]:
     """How many values each feature has in a data set's first record: S, M or 1."""
     features = _features(record)
-    widths = {name: len(features.get(name, ())) for name in (*_SLOT_FEATURES, *_MASK_FEATURES)}
+    widths = {name: _width(features, name) for name in (*_SLOT_FEATURES, *_MASK_FEATURES)}
     slots, mask_slots = widths["input_ids"], widths["masked_lm_positions"]
     if not slots or not mask_slots:
         absent = "input_ids" if not slots else "masked_lm_positions"
@@ -158,23 +163,45 @@ def _columns(records: list[_Record], widths: dict[str, int]) -> dict[str, np.nda
     Raises:
       UserError: where a feature is missing, of another type, or of another length.
     """
-    columns = {
-        name: np.empty((len(records), width), np.float32 if name == _WEIGHTS else np.int64)
-        for name, width in widths.items()
-    }
-    for row, record in enumerate(records):
+    encoded: dict[str, list[bytes]] = {name: [] for name in widths}
+    for record in records:
         features = _features(record)
         for name, width in widths.items():
-            values = features.get(name, ())
-            if len(values) != width:
+            if (found := _width(features, name)) != width:
                 kind = "float" if name == _WEIGHTS else "int64"
                 raise record.error(
-                    f"has {len(values)} {kind} values of {name} where {width} are expected, as in the first record of "
+                    f"has {found} {kind} values of {name} where {width} are expected, as in the first record of "
                     "the first file; use files of one sequence length and number of masks together"
                 )
-            # Faster than assigning the list, which NumPy would read as a sequence of unknown objects.
-            columns[name][row] = np.fromiter(values, columns[name].dtype, width)
-    return columns
+            encoded[name].append(features[name].SerializeToString())  # packed, whatever the file has
+    return {
+        name: _floats(lists, widths[name]) if name == _WEIGHTS else _integers(lists, widths[name])
+        for name, lists in encoded.items()
+    }
+
+
+def _floats(lists: list[bytes], width: int) -> np.ndarray:
+    """float32 [R, width], the values of R encoded FloatLists; they stand at the end."""
+    return np.frombuffer(b"".join(encoded[-4 * width :] for encoded in lists), "<f4").reshape(-1, width)
+
+
+def _integers(lists: list[bytes], width: int) -> np.ndarray:
+    """int64 [R, width], the values of R encoded Int64Lists.
+
+    Decoded here, because reading them from the messages, one by one, takes longer and keeps other threads waiting. A
+    list is a sequence of varints (seven bits a byte, the lowest first, the eighth bit set on all but the last): the tag
+    of the field and the length in bytes, then the values.
+    """
+    data = np.frombuffer(b"".join(lists), np.uint8)
+    ends = np.flatnonzero(data < 128)
+    begins = np.concatenate([[0], ends + 1])[: len(ends)]
+    values = (data[begins] & 127).astype(np.uint64)
+    longer = np.flatnonzero(ends > begins)
+    place = 1
+    while longer.size:
+        values[longer] |= (data[begins[longer] + place] & 127).astype(np.uint64) << np.uint64(7 * place)
+        longer, place = longer[ends[longer] > begins[longer] + place], place + 1
+    return values.view(np.int64).reshape(len(lists), 2 + width)[:, 2:]
 
 
 def _check(columns: dict[str, np.ndarray], records: list[_Record], vocab_size: int) -> None:
@@ -234,8 +261,8 @@ class BakedStream:
 
     Row n of the stream is the same whatever batch, host or worker asks for it. An epoch is one pass over the records.
     Its order permutes all blocks of 128 consecutive records, takes 16 of them at a time, and permutes the 2,048 records
-    of these. So every read is a long one, and what is kept is twice 16 blocks (12 MB at S = 512) and four integers for
-    each block of the files (0.3 GB for 10**9 records, which are 3 TB).
+    of these. So every read is a long one, and what is kept is the 8 latest times 16 blocks (48 MB at S = 512) and four
+    integers for each block of the files (0.3 GB for 10**9 records, which are 3 TB).
 
     It is as good as a permutation of all records for files whose records are shuffled, as Google's are: there, a run of
     consecutive records is a random sample already, and what another epoch needs is that other records come together.
@@ -287,7 +314,7 @@ class BakedStream:
         layout = [VERSION, self.fingerprint, BLOCK, WINDOW, self.slots, self.mask_slots]
         self.digest = hashlib.sha256(json.dumps(layout).encode()).hexdigest()
         self._epoch_order = Latest(self._make_epoch_order)
-        self._window_records = Latest(self._read_window)
+        self._window_records = Latest(self._read_window, KEPT)
 
     def describe(self) -> str:
         """One line for the log: sizes."""
