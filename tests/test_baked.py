@@ -292,7 +292,10 @@ def test_integers_of_all_lengths_come_back() -> None:
     signs = rng.choice([-1, 1], (40, 6))
     values = signs * (rng.integers(0, 2**62, (40, 6)) >> rng.integers(0, 62, (40, 6)))
     values[0] = [0, IGNORED, -(2**63), 2**63 - 1, 127, 128]
-    lists = [tf_example_pb2.Int64List(value=row).SerializeToString() for row in values.tolist()]
+    message = tf_example_pb2.Example()
+    for row, numbers in enumerate(values.tolist()):
+        message.features.feature[str(row)].int64_list.value.extend(numbers)
+    lists = [message.features.feature[str(row)].int64_list.SerializeToString() for row in range(len(values))]
     np.testing.assert_array_equal(baked._integers(lists, 6), values)
 
 
