@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from albert_jax.data import counter_rng, parity
-from albert_jax.data.masking import MaskRule
 from albert_jax.data.loader import Loader
+from albert_jax.data.masking import MaskRule
 from albert_jax.data.parity import GoogleStream, check_google, google_rule
 from albert_jax.data.plan import PlanSettings
 from albert_jax.data.store import TextStore

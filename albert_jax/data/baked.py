@@ -129,10 +129,7 @@ def _features(record: _Record) -> dict[str, Any]:
         features = tf_example_pb2.Example.FromString(record.content).features.feature
     except Exception as e:  # protobuf's implementations each raise their own
         raise record.error("is no tf.train.Example; give files that create_pretraining_data.py wrote") from e
-    return {
-        name: feature.float_list if name == _WEIGHTS else feature.int64_list
-        for name, feature in features.items()
-    }
+    return {name: feature.float_list if name == _WEIGHTS else feature.int64_list for name, feature in features.items()}
 
 
 def _width(features: dict[str, Any], name: str) -> int:

@@ -28,8 +28,8 @@ import numpy as np
 from albert_jax.data import counter_rng
 from albert_jax.data.borrowing import Borrower
 from albert_jax.data.google_words import google_starts_word
-from albert_jax.data.masking import MaskRule
 from albert_jax.data.latest import Latest
+from albert_jax.data.masking import MaskRule
 from albert_jax.data.plan import PlanSettings
 from albert_jax.data.rows import Batch, Examples, assemble, with_empty_rows
 from albert_jax.data.store import TextStore, bounds, ranges

@@ -120,9 +120,11 @@ def assemble(
     mlm_labels[target_row, nth] = ids[target]
     ids[target] = rule.corrupt(ids[target], e.key[of[target]], position[target], position[span])
 
+    filled = np.arange(settings.slots) < np.bincount(row, e.total, count)[:, None]  # rows have no gaps
+
     def grid(values: np.ndarray, empty: int = 0) -> np.ndarray:
         out = np.full((count, settings.slots), empty, np.int32)
-        out[row[of], column] = values
+        out[filled] = values
         return out
 
     cls_positions = np.zeros((count, settings.examples), np.int32)

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building a data set and reading it: speed beside Google's algorithm, memory, bytes, padding, start, what one process feeds,
-plan.
+"""Building a data set and reading it: speed beside Google's algorithm, memory, bytes, padding, start, plan, feed.
 
     python scripts/bench/data.py --text 'corpus/*.txt' --vocab spiece.model --work /tmp/bench
     python scripts/bench/data.py --text 'corpus/*.txt' --vocab spiece.model --work /tmp/bench --grow 2 4
