@@ -39,11 +39,11 @@ def test_the_unigram_loss_is_the_cross_entropy_under_add_one_counts():
     assert unigram_loss(targets, counts) == pytest.approx(sum(losses) / len(losses), rel=1e-12)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_targets_are_counted_over_all_devices(devices):
+@pytest.mark.parametrize("axes", [(1, 1, 1), (8, 1, 1), (2, 2, 2)])
+def test_targets_are_counted_over_all_devices(axes):
     rng = np.random.default_rng(0)
     labels = np.where(rng.random((16, 9)) < 0.6, rng.integers(0, 30, size=(16, 9)), IGNORED).astype(np.int32)
-    mesh = make_mesh(devices)
+    mesh = make_mesh(*axes)
     found = make_count_targets(mesh, 30)(jax.device_put(labels, by_rows(mesh)))
     assert found.tolist() == [labels.ravel().tolist().count(i) for i in range(30)]
 
