@@ -147,7 +147,8 @@ def assemble(
 def with_empty_rows(batch: Batch, count: int) -> Batch:
     """The batch, filled up to `count` rows with rows that hold nothing and ask for nothing."""
     fill = {"mlm_labels": IGNORED, "sop_labels": IGNORED}
-    missing = count - len(batch.input_ids)
+    if not (missing := count - len(batch.input_ids)):
+        return batch
     return Batch(
         *(
             np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), constant_values=fill.get(name, 0))
