@@ -2,6 +2,7 @@
 """Google's baked examples: read as a stream, compared with an obvious reader, and written from one."""
 
 import collections
+import contextlib
 import itertools
 import json
 import os
@@ -22,6 +23,7 @@ from albert_jax.config import AlbertConfig
 from albert_jax.data import baked
 from albert_jax.data.baked import BakedStream, find_files
 from albert_jax.data.google_words import google_starts_word
+from albert_jax.data.loader import Loader
 from albert_jax.data.masking import MaskRule
 from albert_jax.data.plan import PlanSettings, make_plan
 from albert_jax.data.rows import IGNORED, Batch
@@ -198,7 +200,11 @@ def test_a_row_depends_on_its_position_only(folder: pathlib.Path) -> None:
     assert stream.batch(2**31 - 2, 4).row_ids.tolist() == [2**31 - 2, 2**31 - 1, 0, 1]
 
 
-def test_an_epoch_reads_each_block_once_and_in_one_piece(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", [1, 8])
+def test_an_epoch_reads_each_block_once_and_in_one_piece(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    alone = stream_of(folder).batch(0, ALL)
     stream, spans = stream_of(folder), []
 
     def counted(path: pathlib.Path, begin: int, end: int, first: int) -> list[bytes]:
@@ -207,8 +213,13 @@ def test_an_epoch_reads_each_block_once_and_in_one_piece(folder: pathlib.Path, m
 
     read_span = baked.read_span
     monkeypatch.setattr(baked, "read_span", counted)
-    for start in range(0, ALL, 5):
-        stream.batch(start, min(5, ALL - start))
+
+    def make(start: int) -> Batch:
+        return stream.batch(start, min(5, ALL - start))
+
+    with contextlib.closing(Loader(make, range(0, ALL, 5), ahead=threads)) as loader:
+        batches = [batch for _, batch in loader]
+    assert_equal(Batch(*map(np.concatenate, zip(*batches, strict=True))), alone)
     assert len(spans) == len(set(spans)) == 8 + 1 + 15
 
 
@@ -274,6 +285,18 @@ def test_records_may_encode_their_numbers_one_by_one(tmp_path: pathlib.Path) -> 
     with open(tmp_path / "x", "wb") as file:
         write_record(file, field(1, b"".join(entries)))
     assert rows_of(stream_of(tmp_path / "x").batch(0, 1)) == [slow_row(example(7))]
+
+
+def test_integers_of_all_lengths_come_back() -> None:
+    rng = np.random.default_rng(0)
+    signs = rng.choice([-1, 1], (40, 6))
+    values = signs * (rng.integers(0, 2**62, (40, 6)) >> rng.integers(0, 62, (40, 6)))
+    values[0] = [0, IGNORED, -(2**63), 2**63 - 1, 127, 128]
+    message = tf_example_pb2.Example()
+    for row, numbers in enumerate(values.tolist()):
+        message.features.feature[str(row)].int64_list.value.extend(numbers)
+    lists = [message.features.feature[str(row)].int64_list.SerializeToString() for row in range(len(values))]
+    np.testing.assert_array_equal(baked._integers(lists, 6), values)
 
 
 def test_unigrams_are_of_the_text_before_masking(folder: pathlib.Path) -> None:

@@ -4,6 +4,8 @@
 import json
 import math
 import pathlib
+import threading
+from typing import Any
 
 import jax
 import ml_collections
@@ -11,12 +13,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from albert_jax.data.stream import IGNORED, Batch
+from albert_jax.data.stream import IGNORED, Batch, Stream
+from albert_jax.model import Parameters
+from albert_jax.training import evaluation
 from albert_jax.training.checkpoint import load_parameters
 from albert_jax.training.data import open_data
-from albert_jax.training.evaluation import EvalStep, Evaluator, unigram_loss, wilson_interval
-from albert_jax.training.objective import evaluate_rows, zero_totals
-from albert_jax.training.sharding import make_mesh
+from albert_jax.training.evaluation import EvalStep, Evaluator, make_count_targets, unigram_loss, wilson_interval
+from albert_jax.training.objective import Totals, evaluate_rows, zero_totals
+from albert_jax.training.sharding import by_rows, make_mesh
 from albert_jax.training.step import abstract_model, make_eval_step
 from tests.runs import TINY, records
 
@@ -29,13 +33,19 @@ pytest_plugins = ["tests.runs"]
 def test_the_unigram_loss_is_the_cross_entropy_under_add_one_counts():
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 50, size=30)
-    labels = np.where(rng.random((4, 9)) < 0.6, rng.integers(0, 30, size=(4, 9)), IGNORED)
-    losses = []
-    for row in labels.tolist():
-        for label in row:
-            if label != IGNORED:
-                losses.append(-math.log((int(counts[label]) + 1) / (sum(counts.tolist()) + 30)))
-    assert unigram_loss(labels, counts) == pytest.approx(sum(losses) / len(losses), rel=1e-12)
+    labels = rng.integers(0, 30, size=17).tolist()
+    losses = [-math.log((int(counts[label]) + 1) / (sum(counts.tolist()) + 30)) for label in labels]
+    targets = np.array([labels.count(i) for i in range(30)])
+    assert unigram_loss(targets, counts) == pytest.approx(sum(losses) / len(losses), rel=1e-12)
+
+
+@pytest.mark.parametrize("axes", [(1, 1, 1), (8, 1, 1), (2, 2, 2)])
+def test_targets_are_counted_over_all_devices(axes):
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random((16, 9)) < 0.6, rng.integers(0, 30, size=(16, 9)), IGNORED).astype(np.int32)
+    mesh = make_mesh(*axes)
+    found = make_count_targets(mesh, 30)(jax.device_put(labels, by_rows(mesh)))
+    assert found.tolist() == [labels.ravel().tolist().count(i) for i in range(30)]
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 1), (1, 1), (0, 40), (40, 40), (21, 40), (1130, 2000), (3, 7)])
@@ -86,16 +96,26 @@ class Setting:
             "sop_count": total["sop_count"],
         }
 
-    def evaluator(self, *, rows: int, batch_rows: int, devices: int = 1) -> Evaluator:
+    def evaluator(
+        self,
+        *,
+        rows: int,
+        batch_rows: int,
+        devices: int = 1,
+        stream: Stream | None = None,
+        step: EvalStep | None = None,
+    ) -> Evaluator:
         mesh = make_mesh(devices)
         if devices not in self._steps:
             self._steps[devices] = make_eval_step(self.config, mesh)
         return Evaluator(
-            self.stream,
+            stream or self.stream,
             rows=rows,
             batch_rows=batch_rows,
+            mask_slots=TINY["masking.slots"],
+            ahead=2,
             unigrams=self.data.unigrams,
-            eval_step=self._steps[devices],
+            eval_step=step or self._steps[devices],
             mesh=mesh,
         )
 
@@ -152,9 +172,70 @@ def test_padding_rows_hold_no_target(setting):
 
 def test_giving_up_returns_nothing_and_leaves_the_next_evaluation_whole(setting):
     evaluator = setting.evaluator(rows=32, batch_rows=16)
-    asked = iter([False, True])
+    asked = iter([True, False])
     assert evaluator(setting.params, lambda: next(asked)) is None
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
     assert_equal_figures(evaluator(setting.params), setting.slowly(32))
+
+
+class Counted:
+    """A stream that remembers which rows it was asked for."""
+
+    def __init__(self, stream: Stream):
+        self._stream, self.asked = stream, list[int]()
+        self.second = threading.Event()  # set when a second batch is asked for
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def fixed_rows(self, start: int, count: int) -> Batch:
+        self.asked += range(start, start + count)
+        if start:
+            self.second.set()
+        return self._stream.fixed_rows(start, count)
+
+
+def test_an_evaluation_goes_through_its_rows_once_the_baseline_included(setting):
+    stream = Counted(setting.stream)
+    found = setting.evaluator(rows=48, batch_rows=16, stream=stream)(setting.params)
+    assert_equal_figures(found, setting.slowly(48))
+    assert sorted(stream.asked) == list(range(48))
+
+
+def test_the_next_batch_is_made_while_the_devices_work_on_one(setting):
+    stream = Counted(setting.stream)
+
+    def step(params: Parameters, batch: Batch) -> Totals:
+        assert stream.second.wait(30)
+        return zero_totals()
+
+    assert setting.evaluator(rows=32, batch_rows=16, stream=stream, step=step)(setting.params) is not None
+
+
+def test_two_batches_are_in_flight_at_most_and_each_is_asked_for_first(setting, monkeypatch):
+    events: list[str] = []
+
+    def read(arrays: Any) -> Any:
+        events.append("read")
+        return device_get(arrays)
+
+    def step(params: Parameters, batch: Batch) -> Totals:
+        events.append("step")
+        return zero_totals()
+
+    def proceed() -> bool:
+        events.append("ask")
+        return True
+
+    device_get = jax.device_get
+    monkeypatch.setattr(jax, "device_get", read)
+    assert setting.evaluator(rows=80, batch_rows=16, step=step)(setting.params, proceed) is not None
+    assert "".join(event[0] for event in events) == "asas" + 3 * "ras" + "rr"
+
+
+def test_only_process_0_computes_what_it_alone_prints(setting, monkeypatch):
+    monkeypatch.setattr(evaluation, "first", lambda: False)
+    assert setting.evaluator(rows=16, batch_rows=16)(setting.params) == {}
 
 
 def test_the_run_records_the_figures_of_its_parameters(setting, straight):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from albert_jax.data import counter_rng
+from albert_jax.data import counter_rng, masking
 from albert_jax.data.masking import MaskRule, choose_words, mask_budget, ngram_probabilities
 from albert_jax.data.plan import PlanSettings, make_plan
 from albert_jax.data.store import TextStore
@@ -281,3 +281,8 @@ def test_pieces_are_masked_by_themselves_where_words_are_not_to_be_whole(topics:
         assert not masked & {0, len(example.first) + 1, example.length - 1}
         partly += any(set(word) & masked and not set(word) <= masked for word in words_of(example, pieces))
     assert partly > 0.5 * len(examples)
+
+
+def test_words_with_equal_random_numbers_keep_their_order() -> None:
+    for keys in (np.random.default_rng(0).integers(0, 50, 400, np.uint64), np.arange(300, 0, -1, np.uint64)):
+        assert masking._order(keys).tolist() == sorted(range(len(keys)), key=keys.tolist().__getitem__)

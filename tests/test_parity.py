@@ -5,6 +5,7 @@ Passes are independent, examples of a pass are not (a document's share one targe
 pass by pass, and two means over passes may differ by what their spread over the passes explains.
 """
 
+import contextlib
 import itertools
 import math
 import pathlib
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from albert_jax.data import counter_rng, parity
+from albert_jax.data.loader import Loader
 from albert_jax.data.masking import MaskRule
 from albert_jax.data.parity import GoogleStream, check_google, google_rule
 from albert_jax.data.plan import PlanSettings
@@ -357,6 +359,14 @@ def test_a_batch_depends_on_its_position_only(unique: Setting, next_sentence: bo
     assert (fixed.example_ids[5:] == 0).all() and (fixed.sop_labels[5:] == -100).all()
     assert_equal(Batch(*(array[:5] for array in fixed)), stream.batch(end - 5, 5))
     assert [len(array) for array in stream.batch(7, 0)] == [0] * len(Batch._fields)
+
+
+def test_threads_that_make_batches_at_once_give_those_that_one_makes_in_turn(unique: Setting) -> None:
+    shared, alone = unique.stream(), unique.stream()
+    starts = range(alone.rows - 40, alone.rows + 40, 4)  # across the end of a pass
+    with contextlib.closing(Loader(lambda start: shared.batch(start, 4), starts, ahead=8)) as loader:
+        for start, batch in loader:
+            assert_equal(batch, alone.batch(start, 4))
 
 
 def test_every_sentence_is_in_a_chunk_of_every_pass_once(unique: Setting) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stream of rows: complete, pure, and what the settings say, compared with slow readings of its batches."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -16,6 +17,7 @@ import pytest
 from albert_jax.config import AlbertConfig
 from albert_jax.data import counter_rng
 from albert_jax.data import stream as streams
+from albert_jax.data.loader import Loader
 from albert_jax.data.masking import MaskRule
 from albert_jax.data.parity import GoogleStream
 from albert_jax.data.plan import PlanSettings, make_plan
@@ -279,6 +281,15 @@ def test_a_batch_depends_neither_on_the_calls_before_it_nor_on_the_object(
     for a, b, c in zip(first, reversed(again), fresh, strict=True):
         assert_equal(a, b)
         assert_equal(a, c)
+
+
+def test_threads_that_make_batches_at_once_give_those_that_one_makes_in_turn(topics: pathlib.Path) -> None:
+    rows = real_stream(topics).plan.rows
+    starts = range(rows - 40, rows + 40, 4)  # across the end of an epoch
+    shared, alone = real_stream(topics), real_stream(topics)
+    with contextlib.closing(Loader(lambda start: shared.batch(start, 4), starts, ahead=8)) as loader:
+        for start, batch in loader:
+            assert_equal(batch, alone.batch(start, 4))
 
 
 def test_a_batch_over_the_end_of_an_epoch_is_the_end_of_one_and_the_start_of_the_next(

@@ -17,12 +17,13 @@ import pathlib
 import re
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2
 
 from albert_jax.data import counter_rng
+from albert_jax.data.latest import Latest
 from albert_jax.data.rows import IGNORED, Batch, with_empty_rows
 from albert_jax.data.tfrecords import RecordIndex, read_span
 from albert_jax.errors import UserError
@@ -32,6 +33,7 @@ _log = logging.getLogger(__name__)
 VERSION = 1  # raise it when a change here changes the order of the rows
 BLOCK = 128  # consecutive records that are read at once: 370 kB at S = 512
 WINDOW = 16  # blocks whose records are mixed: 2,048 records, 6 MB
+KEPT = 8  # windows that are not read again, as several batches are made at once: 48 MB
 SAMPLE = 32  # blocks that unigrams are counted in: 4,096 records
 _BLOCKS, _RECORDS = range(600, 602)
 _SLOT_FEATURES = ("input_ids", "input_mask", "segment_ids")
@@ -121,22 +123,23 @@ class _Record(NamedTuple):
         return UserError(f"{self.path}: record {self.number} {what}.")
 
 
-def _features(record: _Record) -> dict[str, Sequence[float]]:
-    """The values of all features of numbers in a record."""
+def _features(record: _Record) -> dict[str, Any]:
+    """The lists of numbers of a record's features: messages with `value`."""
     try:
         features = tf_example_pb2.Example.FromString(record.content).features.feature
     except Exception as e:  # protobuf's implementations each raise their own
         raise record.error("is no tf.train.Example; give files that create_pretraining_data.py wrote") from e
-    return {
-        name: feature.float_list.value if name == _WEIGHTS else feature.int64_list.value
-        for name, feature in features.items()
-    }
+    return {name: feature.float_list if name == _WEIGHTS else feature.int64_list for name, feature in features.items()}
+
+
+def _width(features: dict[str, Any], name: str) -> int:
+    return len(features[name].value) if name in features else 0
 
 
 def _widths(record: _Record) -> dict[str, int]:
     """How many values each feature has in a data set's first record: S, M or 1."""
     features = _features(record)
-    widths = {name: len(features.get(name, ())) for name in (*_SLOT_FEATURES, *_MASK_FEATURES)}
+    widths = {name: _width(features, name) for name in (*_SLOT_FEATURES, *_MASK_FEATURES)}
     slots, mask_slots = widths["input_ids"], widths["masked_lm_positions"]
     if not slots or not mask_slots:
         absent = "input_ids" if not slots else "masked_lm_positions"
@@ -157,23 +160,45 @@ def _columns(records: list[_Record], widths: dict[str, int]) -> dict[str, np.nda
     Raises:
       UserError: where a feature is missing, of another type, or of another length.
     """
-    columns = {
-        name: np.empty((len(records), width), np.float32 if name == _WEIGHTS else np.int64)
-        for name, width in widths.items()
-    }
-    for row, record in enumerate(records):
+    encoded: dict[str, list[bytes]] = {name: [] for name in widths}
+    for record in records:
         features = _features(record)
         for name, width in widths.items():
-            values = features.get(name, ())
-            if len(values) != width:
+            if (found := _width(features, name)) != width:
                 kind = "float" if name == _WEIGHTS else "int64"
                 raise record.error(
-                    f"has {len(values)} {kind} values of {name} where {width} are expected, as in the first record of "
+                    f"has {found} {kind} values of {name} where {width} are expected, as in the first record of "
                     "the first file; use files of one sequence length and number of masks together"
                 )
-            # Faster than assigning the list, which NumPy would read as a sequence of unknown objects.
-            columns[name][row] = np.fromiter(values, columns[name].dtype, width)
-    return columns
+            encoded[name].append(features[name].SerializeToString())  # packed, whatever the file has
+    return {
+        name: _floats(lists, widths[name]) if name == _WEIGHTS else _integers(lists, widths[name])
+        for name, lists in encoded.items()
+    }
+
+
+def _floats(lists: list[bytes], width: int) -> np.ndarray:
+    """float32 [R, width], the values of R encoded FloatLists; they stand at the end."""
+    return np.frombuffer(b"".join(encoded[-4 * width :] for encoded in lists), "<f4").reshape(-1, width)
+
+
+def _integers(lists: list[bytes], width: int) -> np.ndarray:
+    """int64 [R, width], the values of R encoded Int64Lists.
+
+    Decoded here, because reading them from the messages, one by one, takes longer and keeps other threads waiting. A
+    list is a sequence of varints (seven bits a byte, the lowest first, the eighth bit set on all but the last): the tag
+    of the field and the length in bytes, then the values.
+    """
+    data = np.frombuffer(b"".join(lists), np.uint8)
+    ends = np.flatnonzero(data < 128)
+    begins = np.concatenate([[0], ends + 1])[: len(ends)]
+    values = (data[begins] & 127).astype(np.uint64)
+    longer = np.flatnonzero(ends > begins)
+    place = 1
+    while longer.size:
+        values[longer] |= (data[begins[longer] + place] & 127).astype(np.uint64) << np.uint64(7 * place)
+        longer, place = longer[ends[longer] > begins[longer] + place], place + 1
+    return values.view(np.int64).reshape(len(lists), 2 + width)[:, 2:]
 
 
 def _check(columns: dict[str, np.ndarray], records: list[_Record], vocab_size: int) -> None:
@@ -233,8 +258,8 @@ class BakedStream:
 
     Row n of the stream is the same whatever batch, host or worker asks for it. An epoch is one pass over the records.
     Its order permutes all blocks of 128 consecutive records, takes 16 of them at a time, and permutes the 2,048 records
-    of these. So every read is a long one, and what is kept is the latest 16 blocks (6 MB at S = 512) and four integers
-    for each block of the files (0.3 GB for 10**9 records, which are 3 TB).
+    of these. So every read is a long one, and what is kept is the 8 latest times 16 blocks (48 MB at S = 512) and four
+    integers for each block of the files (0.3 GB for 10**9 records, which are 3 TB).
 
     It is as good as a permutation of all records for files whose records are shuffled, as Google's are: there, a run of
     consecutive records is a random sample already, and what another epoch needs is that other records come together.
@@ -285,8 +310,8 @@ class BakedStream:
         self.fingerprint = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
         layout = [VERSION, self.fingerprint, BLOCK, WINDOW, self.slots, self.mask_slots]
         self.digest = hashlib.sha256(json.dumps(layout).encode()).hexdigest()
-        self._order: tuple[int, np.ndarray, np.ndarray] = (-1, np.zeros(0, np.int64), np.zeros(0, np.int64))
-        self._window: tuple[tuple[int, int], list[_Record]] = ((-1, -1), [])
+        self._epoch_order = Latest(self._make_epoch_order)
+        self._window_records = Latest(self._read_window, KEPT)
 
     def describe(self) -> str:
         """One line for the log: sizes."""
@@ -310,28 +335,20 @@ class BakedStream:
             raise UserError(f"{file.path} has changed since it was opened; start again once it is whole.")
         return [_Record(content, file.path, within * BLOCK + i) for i, content in enumerate(contents)]
 
-    def _epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The blocks in the order of an epoch, and the row with which each window of 16 begins, int64; kept."""
-        known, blocks, begins = self._order  # read once: another thread may replace it
-        if known != epoch:
-            random = counter_rng.bits(self.seed, _BLOCKS, epoch, np.arange(len(self._sizes)))
-            blocks = np.argsort(random, kind="stable")
-            windows = np.add.reduceat(self._sizes[blocks], np.arange(0, len(blocks), WINDOW))
-            begins = np.concatenate([[0], np.cumsum(windows)])
-            self._order = (epoch, blocks, begins)
-        return blocks, begins
+    def _make_epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The blocks in the order of an epoch, and the row with which each window of 16 begins, int64."""
+        random = counter_rng.bits(self.seed, _BLOCKS, epoch, np.arange(len(self._sizes)))
+        blocks = np.argsort(random, kind="stable")
+        windows = np.add.reduceat(self._sizes[blocks], np.arange(0, len(blocks), WINDOW))
+        return blocks, np.concatenate([[0], np.cumsum(windows)])
 
-    def _window_records(self, epoch: int, window: int) -> list[_Record]:
-        """The records of 16 blocks in the order of an epoch; the latest are kept."""
-        known, records = self._window
-        if known != (epoch, window):
-            blocks = self._epoch_order(epoch)[0][window * WINDOW : (window + 1) * WINDOW]
-            unordered = [record for block in blocks for record in self._block(int(block))]
-            rows = np.concatenate([np.arange(self._block_rows[b], self._block_rows[b + 1]) for b in blocks])
-            order = np.argsort(counter_rng.bits(self.seed, _RECORDS, epoch, rows), kind="stable")
-            records = [unordered[i] for i in order]
-            self._window = ((epoch, window), records)
-        return records
+    def _read_window(self, epoch: int, window: int) -> list[_Record]:
+        """The records of 16 blocks in the order of an epoch."""
+        blocks = self._epoch_order(epoch)[0][window * WINDOW : (window + 1) * WINDOW]
+        unordered = [record for block in blocks for record in self._block(int(block))]
+        rows = np.concatenate([np.arange(self._block_rows[b], self._block_rows[b + 1]) for b in blocks])
+        order = np.argsort(counter_rng.bits(self.seed, _RECORDS, epoch, rows), kind="stable")
+        return [unordered[i] for i in order]
 
     def batch(self, start: int, count: int) -> Batch:
         """Rows `start` to `start + count` of the stream.

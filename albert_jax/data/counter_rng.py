@@ -12,10 +12,18 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 Integers = int | np.integer | np.ndarray
 
 
-def _finalise(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def fold(state: np.ndarray, *keys: Integers) -> np.ndarray:
+    """Folds further keys into bits: `fold(bits(a), b)` is `bits(a, b)`."""
+    with np.errstate(over="ignore"):
+        for key in keys:
+            x: np.ndarray = (state ^ np.asarray(key).astype(np.uint64)) + _GAMMA
+            x ^= x >> np.uint64(30)  # in place, as arrays of a batch are larger than a cache
+            x *= np.uint64(0xBF58476D1CE4E5B9)
+            x ^= x >> np.uint64(27)
+            x *= np.uint64(0x94D049BB133111EB)
+            x ^= x >> np.uint64(31)
+            state = x
+    return np.asarray(state)
 
 
 def bits(*keys: Integers) -> np.ndarray:
@@ -27,16 +35,17 @@ def bits(*keys: Integers) -> np.ndarray:
     Returns:
       uint64 array of the broadcast shape.
     """
-    with np.errstate(over="ignore"):
-        state: np.ndarray = np.zeros((), np.uint64)
-        for key in keys:
-            state = _finalise((state ^ np.asarray(key).astype(np.uint64)) + _GAMMA)
-        return np.asarray(state)
+    return fold(np.zeros((), np.uint64), *keys)
+
+
+def as_uniform(state: np.ndarray) -> np.ndarray:
+    """float64 in [0, 1), the upper 53 of 64 random bits."""
+    return (state >> np.uint64(11)) * 2.0**-53
 
 
 def uniform(*keys: Integers) -> np.ndarray:
     """float64 in [0, 1), 53 random bits, for each combination of the keys."""
-    return (bits(*keys) >> np.uint64(11)) * 2.0**-53
+    return as_uniform(bits(*keys))
 
 
 def below(limit: Integers, *keys: Integers) -> np.ndarray:

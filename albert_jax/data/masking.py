@@ -176,11 +176,10 @@ def choose_words(
     example = np.repeat(np.arange(len(counts)), counts)
     ordinal = np.arange(len(word_lengths)) - example_words[example]
     # Sorting by (example, random) in one integer: 2**24 examples, 40 random bits.
-    priority = counter_rng.bits(keys[example], ordinal, _ORDER) >> np.uint64(24)
-    visits = np.argsort((example.astype(np.uint64) << np.uint64(40)) | priority, kind="stable")  # a tie is no chance
+    random = counter_rng.fold(counter_rng.bits(keys)[example], ordinal)
+    priority = counter_rng.fold(random, _ORDER) >> np.uint64(24)
+    visits = _order((example.astype(np.uint64) << np.uint64(40)) | priority)
     thresholds = np.cumsum(ngram_probabilities(longest))[:-1]
-    drawn = 1 + np.searchsorted(thresholds, counter_rng.uniform(keys[example], ordinal, _LENGTH), side="right")
-    drawn = np.minimum(drawn, words_left)
 
     spans = np.full(len(word_lengths) + longest, -1)  # padded, so that n-grams may be read past the end
     ends = np.concatenate([[0], np.cumsum(word_lengths)])
@@ -189,10 +188,12 @@ def choose_words(
     visit = 0
     while active.size:
         word = visits[example_words[active] + visit]
+        draw = counter_rng.as_uniform(counter_rng.fold(random[word], _LENGTH))
+        drawn = np.minimum(1 + np.searchsorted(thresholds, draw, side="right"), words_left[word])
         size = np.zeros_like(word)
         for n in range(1, longest + 1):
             last = np.minimum(word + n, len(word_lengths))
-            size = np.where((n <= drawn[word]) & (ends[last] - ends[word] <= left[active]), n, size)
+            size = np.where((n <= drawn) & (ends[last] - ends[word] <= left[active]), n, size)
         free = size > 0
         for n in range(longest):
             free &= ~((spans[word + n] >= 0) & (n < size))
@@ -203,3 +204,10 @@ def choose_words(
         visit += 1
         active = active[(left[active] > 0) & (visit < counts[active])]
     return spans[: len(word_lengths)]
+
+
+def _order(keys: np.ndarray) -> np.ndarray:
+    """What a stable argsort gives, in a third of the time: the faster one decides ties otherwise, and they are rare."""
+    order = np.argsort(keys)
+    ordered = keys[order]
+    return np.argsort(keys, kind="stable") if (ordered[1:] == ordered[:-1]).any() else order

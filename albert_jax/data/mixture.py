@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from albert_jax.data import counter_rng
+from albert_jax.data.latest import Latest
 from albert_jax.errors import UserError
 
 _ROW_ORDER, _RANK = 300, 310
@@ -73,7 +74,7 @@ class Mixture:
         self._names, self._weights = list(weights), list(weights.values())
         self._seed, self._shuffle = seed, shuffle
         self._mean = sum((n * w for n, w in zip(self._counts, self._weights, strict=True)), Fraction(0))
-        self._latest: tuple[int, np.ndarray, np.ndarray] = (-1, np.zeros(0, np.int64), np.zeros(0, np.int64))
+        self._epoch = Latest(self._make_epoch)
         self._ranks = [self._rank(s) for s in range(len(self._counts))]
 
     @property
@@ -139,17 +140,13 @@ class Mixture:
             filled, epoch, offset = end, epoch + 1, 0
         return rows, visits
 
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of an epoch in their order, and how many times each was there before; the latest is kept."""
-        known, rows, visits = self._latest  # read once: another thread may replace it
-        if known == epoch:
-            return rows, visits
+    def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of an epoch in their order, and how many times each was there before."""
         sources = [self._uses(s, epoch) for s in range(len(self._counts))]
         rows, visits = (np.concatenate(arrays) for arrays in zip(*sources, strict=True))
         if self._shuffle:
             order = np.argsort(counter_rng.bits(self._seed, _ROW_ORDER, epoch, np.arange(len(rows))), kind="stable")
             rows, visits = rows[order], visits[order]
-        self._latest = (epoch, rows, visits)
         return rows, visits
 
     def _uses(self, source: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -28,6 +28,7 @@ import numpy as np
 from albert_jax.data import counter_rng
 from albert_jax.data.borrowing import Borrower
 from albert_jax.data.google_words import google_starts_word
+from albert_jax.data.latest import Latest
 from albert_jax.data.masking import MaskRule
 from albert_jax.data.plan import PlanSettings
 from albert_jax.data.rows import Batch, Examples, assemble, with_empty_rows
@@ -120,8 +121,8 @@ class GoogleStream:
         self.next_sentence, self.shuffle = next_sentence, shuffle
         self.fingerprint, self.unigrams = store.fingerprint, store.unigrams
         self._borrower = Borrower(store, list(store.sources))
-        self._latest: tuple[int, _Pass] = (0, self._pass(0))
-        self._begins = [0, len(self._latest[1].first)]  # the positions at which the passes begin, as far as known
+        self._chunks = Latest(self._pass)
+        self._begins = [0, len(self._chunks(0).first)]  # the positions at which the passes begin, as far as known
         self._counting = threading.Lock()
         self.rows, self.examples_per_row = self._begins[1], 1.0
         key = ["google", 1, dataclasses.asdict(settings), next_sentence]
@@ -139,7 +140,7 @@ class GoogleStream:
     def _place(self, position: int) -> tuple[int, int]:
         """The pass of a position, counted on beyond `PASSES`, and where in it the position is."""
         begins = self._begins
-        with self._counting:  # the loader's thread asks too
+        with self._counting:  # the loader's threads ask too
             while len(begins) <= PASSES and begins[-1] <= position:
                 begins.append(begins[-1] + len(self._chunks(len(begins) - 1).first))
         rounds, rest = divmod(position, begins[-1]) if len(begins) > PASSES else (0, position)
@@ -151,14 +152,6 @@ class GoogleStream:
         number, offset = self._place(position)
         begin, end = self._begins[number % PASSES : number % PASSES + 2]
         return number + offset / (end - begin)
-
-    def _chunks(self, number: int) -> _Pass:
-        """The chunks of a pass; those of the latest are kept."""
-        known, chunks = self._latest  # read once: another thread may replace it
-        if known != number:
-            chunks = self._pass(number)
-            self._latest = (number, chunks)
-        return chunks
 
     # --- chunks -------------------------------------------------------------------------------------------------------
 

@@ -120,9 +120,11 @@ def assemble(
     mlm_labels[target_row, nth] = ids[target]
     ids[target] = rule.corrupt(ids[target], e.key[of[target]], position[target], position[span])
 
+    filled = np.arange(settings.slots) < np.bincount(row, e.total, count)[:, None]  # rows have no gaps
+
     def grid(values: np.ndarray, empty: int = 0) -> np.ndarray:
         out = np.full((count, settings.slots), empty, np.int32)
-        out[row[of], column] = values
+        out[filled] = values
         return out
 
     cls_positions = np.zeros((count, settings.examples), np.int32)
@@ -145,7 +147,8 @@ def assemble(
 def with_empty_rows(batch: Batch, count: int) -> Batch:
     """The batch, filled up to `count` rows with rows that hold nothing and ask for nothing."""
     fill = {"mlm_labels": IGNORED, "sop_labels": IGNORED}
-    missing = count - len(batch.input_ids)
+    if not (missing := count - len(batch.input_ids)):
+        return batch
     return Batch(
         *(
             np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), constant_values=fill.get(name, 0))

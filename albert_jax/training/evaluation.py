@@ -1,33 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation on a fixed masked validation set, beside the unigram baseline that any model must beat."""
 
+import collections
+import contextlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from albert_jax.data.loader import Loader
 from albert_jax.data.stream import IGNORED, Batch, Stream
 from albert_jax.model import Parameters
+from albert_jax.training.distributed import first
 from albert_jax.training.legs import made_rows
 from albert_jax.training.objective import Totals
-from albert_jax.training.sharding import Rows, row_shards, split_rows
+from albert_jax.training.sharding import Rows, by_rows, replicated, row_shards, split_rows
 
 EvalStep = Callable[[Parameters, Batch], Totals]
 Results = dict[str, float]
 BATCHES_IN_FLIGHT = 2  # the host stays at most this far ahead
 
 
-def unigram_loss(labels: np.ndarray, counts: np.ndarray) -> float:
+def unigram_loss(targets: np.ndarray, counts: np.ndarray) -> float:
     """Mean cross-entropy in nats of masked targets under a text's add-one unigrams: what knowing no context gives.
 
     Args:
-      labels: int [...], ids, -100 where there is no target.
+      targets: int [V], how often each id is a target.
       counts: int [V], how often each id occurs in the training split.
     """
     logs = np.log((counts + 1.0) / (counts.sum() + len(counts)))
-    return float(-np.mean(logs[labels[labels != IGNORED]]))
+    return float(-(targets @ logs) / max(1, targets.sum()))
+
+
+def make_count_targets(mesh: Mesh, vocab_size: int) -> Any:
+    """A jitted function of labels, int32 [B, M] by rows, that gives how often each id is a target, int32 [V]."""
+
+    def count(labels: jax.Array) -> jax.Array:
+        ids = jnp.where(labels == IGNORED, vocab_size, labels)  # past the end, where nothing is counted
+        return jnp.zeros(vocab_size, jnp.int32).at[ids].add(1, mode="drop")
+
+    return jax.jit(count, in_shardings=by_rows(mesh), out_shardings=replicated(mesh))
 
 
 def wilson_interval(right: float, count: float, z: float = 1.959964) -> tuple[float, float]:
@@ -47,6 +63,8 @@ class Evaluator:
       stream: of the validation split, unshuffled and with a seed that is no part of the config.
       rows: how many of its first rows are evaluated; 0 takes all.
       batch_rows: rows evaluated at a time; what remains is filled with empty rows, so that each row counts once.
+      mask_slots: of a row.
+      ahead: how many batches are prepared ahead.
       unigrams: int [V], token counts of the training split.
       eval_step: see `make_eval_step`.
       mesh: the devices.
@@ -58,35 +76,57 @@ class Evaluator:
         *,
         rows: int,
         batch_rows: int,
+        mask_slots: int,
+        ahead: int,
         unigrams: np.ndarray,
         eval_step: EvalStep,
         mesh: Mesh,
     ):
-        self._stream, self._step = stream, eval_step
+        self._stream, self._step, self._ahead = stream, eval_step, ahead
         self._layout = Rows(mesh, split_rows(batch_rows, row_shards(mesh), batch_rows))
         self._rows = min(rows, stream.rows) if rows else stream.rows
-        self._unigrams, self._unigram_loss = unigrams, math.nan
+        self._unigrams = unigrams
+        labels = jax.ShapeDtypeStruct((self._layout.split.held, mask_slots), jnp.int32, sharding=by_rows(mesh))
+        self._count_targets = make_count_targets(mesh, len(unigrams)).lower(labels).compile()
 
     def __call__(self, params: Parameters, proceed: Callable[[], bool] = lambda: True) -> Results | None:
         """Loss and accuracy of both objectives, the unigram loss of the same targets, and how many there were.
 
         Args:
           params: the parameters.
-          proceed: asked before each batch, with the same answer in all processes. Where it is no, the evaluation ends
-            and None is returned.
+          proceed: asked before each batch is given to the devices, with the same answer in all processes. Where it is
+            no, the evaluation ends and None is returned.
+
+        Returns:
+          The results in process 0, which prints them; in others an empty dict.
         """
-        totals: list[Totals] = []
-        rows, count = self._layout, self._layout.split.rows
-        for start in range(0, self._rows, count):
-            if not proceed():
-                return None
-            batch = rows.place(made_rows(self._targets, rows, start, count))
-            totals.append(self._step(params, batch))
-            if len(totals) > BATCHES_IN_FLIGHT:
-                jax.block_until_ready(totals[-1 - BATCHES_IN_FLIGHT])
+        in_flight = collections.deque[tuple[Totals, jax.Array]]()
         # Over a large split float32 could not count the targets, so batches are added in float64.
-        sums = np.sum(np.array(jax.device_get(totals), np.float64), axis=0)
-        return self._results(dict(zip(Totals._fields, map(float, sums), strict=True)))
+        sums, targets = np.zeros(len(Totals._fields)), np.zeros(len(self._unigrams), np.int64)
+
+        def read(most: int) -> None:
+            """Waits for batches until so many are left that the devices work on."""
+            nonlocal sums, targets
+            while len(in_flight) > most:
+                totals, counted = jax.device_get(in_flight.popleft())
+                sums, targets = sums + np.array(totals, np.float64), targets + counted
+
+        starts = range(0, self._rows, self._layout.split.rows)
+        with contextlib.closing(Loader(self._batch, starts, ahead=self._ahead)) as loader:
+            for _, local in loader:
+                batch = self._layout.place(local)  # while the devices work on the ones before
+                read(BATCHES_IN_FLIGHT - 1)
+                if not proceed():
+                    return None
+                in_flight.append((self._step(params, batch), self._count_targets(batch.mlm_labels)))
+        read(0)
+        if not first():
+            return {}
+        return _results(dict(zip(Totals._fields, map(float, sums), strict=True)), unigram_loss(targets, self._unigrams))
+
+    def _batch(self, start: int) -> Batch:
+        """This process's rows of a batch."""
+        return made_rows(self._targets, self._layout, start, self._layout.split.rows)
 
     def _targets(self, start: int, count: int) -> Batch:
         """Rows of the split, without targets from `rows` on."""
@@ -95,25 +135,18 @@ class Evaluator:
         batch.mlm_labels[kept:], batch.sop_labels[kept:] = IGNORED, IGNORED
         return batch
 
-    def _unigram_baseline(self) -> float:
-        """Computed once, from the labels of all rows, whichever process made them for evaluation."""
-        if math.isnan(self._unigram_loss):
-            count = self._layout.split.rows
-            labels = [self._targets(start, count).mlm_labels for start in range(0, self._rows, count)]
-            self._unigram_loss = unigram_loss(np.concatenate(labels), self._unigrams)
-        return self._unigram_loss
 
-    def _results(self, t: dict[str, float]) -> Results:
-        low, high = wilson_interval(t["sop_correct"], t["sop_count"])
-        mlm_count, sop_count = int(t["mlm_count"]), int(t["sop_count"])
-        return {
-            "mlm_loss": t["mlm_loss"] / max(1, mlm_count),
-            "unigram_loss": self._unigram_baseline(),
-            "mlm_accuracy": t["mlm_correct"] / max(1, mlm_count),
-            "mlm_count": mlm_count,
-            "sop_loss": t["sop_loss"] / max(1, sop_count),
-            "sop_accuracy": t["sop_correct"] / max(1, sop_count),
-            "sop_low": low,
-            "sop_high": high,
-            "sop_count": sop_count,
-        }
+def _results(t: dict[str, float], unigram: float) -> Results:
+    low, high = wilson_interval(t["sop_correct"], t["sop_count"])
+    mlm_count, sop_count = int(t["mlm_count"]), int(t["sop_count"])
+    return {
+        "mlm_loss": t["mlm_loss"] / max(1, mlm_count),
+        "unigram_loss": unigram,
+        "mlm_accuracy": t["mlm_correct"] / max(1, mlm_count),
+        "mlm_count": mlm_count,
+        "sop_loss": t["sop_loss"] / max(1, sop_count),
+        "sop_accuracy": t["sop_correct"] / max(1, sop_count),
+        "sop_low": low,
+        "sop_high": high,
+        "sop_count": sop_count,
+    }

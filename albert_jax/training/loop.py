@@ -204,6 +204,8 @@ class Run:
             leg.data.validation,
             rows=self.config.eval.rows,
             batch_rows=rows,
+            mask_slots=leg.config.masking.slots,
+            ahead=self.config.data.prefetch,
             unigrams=leg.data.unigrams,
             eval_step=lower_eval_step(leg.config, self.mesh, rows).compile(),
             mesh=self.mesh,

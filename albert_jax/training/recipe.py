@@ -70,7 +70,7 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.data.recipe = "clean"  # 'clean': what the paper means; 'google': its pipeline quirk for quirk; 'baked': its files
     c.data.sentence_order = "sop"  # 'sop' (paper), 'sop_parity' (Google's), 'nsp' or 'none'; see PretrainingStream
     c.data.weights = ""  # 'wiki=1,books=2.5': how often an epoch has a source; the others as the data set says
-    c.data.prefetch = 2  # batches prepared ahead by the loader's thread
+    c.data.prefetch = 4  # batches prepared ahead, each by a thread of its own
 
     c.masking = ml_collections.ConfigDict()
     c.masking.rate = 0.15  # share of an example's tokens that are predicted
