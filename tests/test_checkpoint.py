@@ -192,6 +192,15 @@ def counted_compilations() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_duration_listener(hear)
 
 
+def test_arrays_are_written_as_they_are_without_the_time_to_compress_them(tmp_path):
+    state = small(1)._replace(params={"w": jnp.zeros(1 << 18)})
+    checkpoints = Checkpoints(tmp_path, 2, SOME_RUN)
+    checkpoints.save(state, progress(1), block=True)
+    checkpoints.close()
+    files = (tmp_path / "checkpoints" / "1" / "params").rglob("*")
+    assert sum(file.stat().st_size for file in files) >= state.params["w"].nbytes
+
+
 def test_preparing_runs_nothing(tmp_path):
     checkpoints, state = Checkpoints(tmp_path, 2, SOME_RUN), laid_out(mesh_of(2, 2), "b", "a")
     jax.tree.map(lambda x: x.delete(), state)  # whoever read an array now would fail
