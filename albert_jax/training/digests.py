@@ -48,9 +48,13 @@ def _compiled(structure: Any, arrays: tuple[tuple[tuple[int, ...], Any, Sharding
     """What computes the digests of a tree of such arrays; on each device, so that every process can read them."""
     meshes = [sharding.mesh for _, _, sharding in arrays if isinstance(sharding, NamedSharding)]
     everywhere = NamedSharding(meshes[0], PartitionSpec()) if meshes else None
-    compute = jax.jit(lambda tree: jax.tree.map(_leaf_digest, tree), out_shardings=everywhere)
     described = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype, sharding in arrays]
-    return compute.lower(jax.tree.unflatten(structure, described)).compile()
+
+    def compute_digests(tree: Any) -> Any:
+        return jax.tree.map(_leaf_digest, tree)
+
+    lowered = jax.jit(compute_digests, out_shardings=everywhere).lower(jax.tree.unflatten(structure, described))
+    return lowered.compile()
 
 
 def compile_digests(tree: Any) -> Any:
