@@ -181,7 +181,7 @@ def counted_compilations() -> Iterator[list[str]]:
     """The names of all programs that are compiled meanwhile."""
     compiled: list[str] = []
 
-    def hear(event: str, seconds: float, **details: Any) -> None:
+    def hear(event: str, duration_secs: float, **details: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(details.get("fun_name", event))
 

@@ -39,7 +39,7 @@ def states(dtype: jnp.dtype) -> np.ndarray:
 
 def layer_norm(dtype: jnp.dtype, scale: np.ndarray, bias: np.ndarray) -> LayerNorm:
     module = LayerNorm(WIDTH, CONFIG, dtype=dtype, rngs=nnx.Rngs(0))
-    module.scale[...], module.bias[...] = jnp.float32(scale), jnp.float32(bias)
+    module.scale, module.bias = nnx.Param(jnp.float32(scale)), nnx.Param(jnp.float32(bias))
     return module
 
 

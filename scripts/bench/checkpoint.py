@@ -6,11 +6,11 @@
 
 A state of each published size, with LAMB's moments and random values, is saved as the training loop does it, and in
 turns with that by Orbax alone: the difference is what digests, retention and the rest of our own take.
-`Checkpoints.save` returns when the arrays are copied from the devices, and training goes on while they are written. The stall is what it
-takes until then, and the time of the digests, which the device computes before its next step. (A CPU computes them
-beside the next step, and its arrays need no copy: from a TPU or GPU the copy takes bytes over bandwidth.) A state whose
-steps are done is saved, so waiting for them is not counted. The share of the training time follows from the default
-interval, checkpoint.minutes. All seconds are medians, without the first of each.
+`Checkpoints.save` returns when the arrays are copied from the devices, and training goes on while they are written. The
+stall is what it takes until then, and the time of the digests, which the device computes before its next step. (A CPU
+computes them beside the next step, and its arrays need no copy: from a TPU or GPU the copy takes bytes over bandwidth.)
+A state whose steps are done is saved, so waiting for them is not counted. The share of the training time follows from
+the default interval, checkpoint.minutes. All seconds are medians, without the first of each.
 """
 
 import argparse
