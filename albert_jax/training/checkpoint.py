@@ -127,7 +127,9 @@ class Checkpoints:
     # Saving.
 
     def prepare(self, like: TrainState) -> None:
-        """Compiles what the saves of such states run, so that no save has to; nothing is run now.
+        """Compiles the digests of such states, so that no save has to; nothing is run now.
+
+        What is left to the first save are the slices that Orbax takes of arrays that several devices hold.
 
         Args:
           like: shapes, dtypes and shardings, as `jax.ShapeDtypeStruct` or arrays.
