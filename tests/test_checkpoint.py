@@ -20,17 +20,17 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from albert_jax.errors import UserError
 from albert_jax.training import checkpoint, writer
 from albert_jax.training.checkpoint import ATTEMPTS, Checkpoints, load_parameters
-from albert_jax.training.digests import digests, start_digests
 from albert_jax.training.guard import new_guard
 from albert_jax.training.identity import claim_workdir
 from albert_jax.training.saved_steps import SavedSteps
 from albert_jax.training.sharding import make_mesh
 from albert_jax.training.step import TrainState, initial_parameters, initial_state
+from tests.meshes import mesh_of, placed
 from tests.runs import STEPS, TINY, Runs, arrays, progress, records, release, wait_for
 
 pytest_plugins = ["tests.runs"]
@@ -40,72 +40,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning"),
 ]
 NEWEST, BEFORE = STEPS, TINY["checkpoint.every"] * 2
-
-
-# --- digests ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8])
-def test_a_digest_changes_with_any_element_any_swap_and_any_bit(dtype):
-    values = np.arange(2, 8).astype(dtype).reshape(2, 3)
-    seen = {digests({"x": jnp.asarray(values)})["['x']"]}
-    count = 1
-    for place in range(values.size):
-        for bit in range(8 * values.itemsize):
-            raw = bytearray(values.tobytes())
-            raw[place * values.itemsize + bit // 8] ^= 1 << bit % 8
-            seen.add(digests({"x": jnp.asarray(np.frombuffer(bytes(raw), values.dtype).reshape(2, 3))})["['x']"])
-            count += 1
-        for other in range(place):
-            swapped = values.copy()
-            swapped.flat[place], swapped.flat[other] = values.flat[other], values.flat[place]
-            seen.add(digests({"x": jnp.asarray(swapped)})["['x']"])
-            count += 1
-    assert len(seen) == count
-
-
-def mesh_of(*shape: int) -> Mesh:
-    """A mesh with axes a, b, ... of the first devices."""
-    return Mesh(np.array(jax.devices()[: int(np.prod(shape))]).reshape(shape), tuple("abc"[: len(shape)]))
-
-
-def placed(values: Any, mesh: Mesh, *axes: Any) -> jax.Array:
-    return jax.device_put(values, NamedSharding(mesh, PartitionSpec(*axes)))
-
-
-def test_a_digest_is_the_same_under_any_sharding():
-    values = np.random.default_rng(0).normal(size=(16, 24)).astype(np.float32)
-    eight, cube = mesh_of(8), mesh_of(2, 2, 2)
-    ways = [
-        jax.device_put(values, jax.devices()[0]),
-        placed(values, eight),
-        placed(values, eight, "a"),
-        placed(values, eight, None, "a"),
-        placed(values, cube, "c", ("b", "a")),
-    ]
-    assert len({digests({"x": x})["['x']"] for x in ways}) == 1
-
-
-def test_digests_gather_no_sharded_array():
-    from albert_jax.training.digests import _compiled
-
-    mesh = mesh_of(2, 4)
-    tree = {"x": placed(np.ones((16, 24), np.float32), mesh, "a", "b"), "y": placed(np.ones(8, np.float32), mesh, "b")}
-    program = _compiled(mesh).lower(tree).compile().as_text()
-    assert "all-reduce" in program and "all-gather" not in program and "all-to-all" not in program
-
-
-def test_digests_are_those_of_the_moment_though_the_arrays_are_donated_before_they_are_read():
-    state = {"x": placed(np.arange(1 << 20, dtype=np.float32), mesh_of(2), "a")}
-    expected = digests(state)
-    read = start_digests(state)
-    changed = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(state)
-    assert state["x"].is_deleted() and read() == expected != digests(changed)
-
-
-def test_each_array_has_a_digest_of_its_own():
-    tree = {"a": jnp.ones(3), "b": {"c": jnp.ones(3), "d": jnp.zeros((2, 0))}, "e": jnp.int32(4)}
-    assert digests(tree).keys() == {"['a']", "['b']['c']", "['b']['d']", "['e']"}
 
 
 # --- small states, in this process ------------------------------------------------------------------------------------
@@ -214,27 +148,84 @@ def restored_step(directory: pathlib.Path) -> int | None:
     return step
 
 
+def laid_out(mesh: Mesh, *axes: Any) -> TrainState:
+    """A small state of step 5 whose matrices are split over these axes."""
+    values = np.random.default_rng(3).normal(size=(32, 16)).astype(np.float32)
+    scalar = placed(np.int32(5), mesh)
+    guard = jax.tree.map(lambda x: placed(np.asarray(x), mesh), new_guard())
+    moments = {"mu": placed(-values, mesh, *axes)}
+    return TrainState({"w": placed(values, mesh, *axes)}, moments, scalar, guard)
+
+
+def described(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
 @pytest.mark.parametrize("shape", [(4,), (1,), (2, 2), (8,)])
 def test_a_run_saved_on_eight_devices_is_restored_exactly_on_other_meshes(tmp_path, shape):
-    def state(mesh: Mesh, *axes: Any) -> TrainState:
-        values = np.random.default_rng(3).normal(size=(32, 16)).astype(np.float32)
-        scalar = placed(np.int32(5), mesh)
-        guard = jax.tree.map(lambda x: placed(np.asarray(x), mesh), new_guard())
-        moments = {"mu": placed(-values, mesh, *axes)}
-        return TrainState({"w": placed(values, mesh, *axes)}, moments, scalar, guard)
-
     checkpoints = Checkpoints(tmp_path, 2, SOME_RUN)
-    checkpoints.save(state(mesh_of(2, 4), "b", "a"), progress(5), block=True)
+    checkpoints.save(laid_out(mesh_of(2, 4), "b", "a"), progress(5), block=True)
     checkpoints.close()
-    like = state(mesh_of(*shape), None, "a")
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+    like = laid_out(mesh_of(*shape), None, "a")
     again = Checkpoints(tmp_path, 2, SOME_RUN)
-    restored = again.restore(target)
+    restored = again.restore(described(like))
     again.close()
     assert restored is not None and as_bytes(restored.state) == as_bytes(like)
     assert all(
         a.sharding == b.sharding for a, b in zip(jax.tree.leaves(restored.state), jax.tree.leaves(like), strict=True)
     )
+
+
+@contextlib.contextmanager
+def digests_compiled() -> Iterator[list[str]]:
+    """Grows by one whenever a program of digests is compiled meanwhile."""
+    compiled: list[str] = []
+
+    def hear(event: str, duration_secs: float, **details: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration" and "digests" in details["fun_name"]:
+            compiled.append(details["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(hear)
+
+
+def test_arrays_are_written_as_they_are_without_the_time_to_compress_them(tmp_path):
+    state = small(1)._replace(params={"w": jnp.zeros(1 << 18)})
+    checkpoints = Checkpoints(tmp_path, 2, SOME_RUN)
+    checkpoints.save(state, progress(1), block=True)
+    checkpoints.close()
+    files = (tmp_path / "checkpoints" / "1" / "params").rglob("*")
+    assert sum(file.stat().st_size for file in files) >= state.params["w"].nbytes
+
+
+def test_preparing_runs_nothing(tmp_path):
+    checkpoints, state = Checkpoints(tmp_path, 2, SOME_RUN), laid_out(mesh_of(2, 2), "b", "a")
+    jax.tree.map(lambda x: x.delete(), state)  # whoever read an array now would fail
+    checkpoints.prepare(state)
+    checkpoints.prepare(described(state))
+    checkpoints.close()
+
+
+def test_after_preparing_no_save_compiles_digests_neither_of_a_step_nor_of_a_restored_state(tmp_path):
+    like = laid_out(mesh_of(4, 1), None, "a")
+    shardings = jax.tree.map(lambda x: x.sharding, like)
+    step = jax.jit(lambda state: state._replace(step=state.step + 1), out_shardings=shardings)
+    checkpoints, next_state = Checkpoints(tmp_path, 2, SOME_RUN), step(like)
+    with digests_compiled() as compiled:
+        checkpoints.prepare(described(like))
+        assert len(compiled) == 2
+        checkpoints.save(like, progress(5), block=True)
+        checkpoints.save(next_state, progress(6), block=True)
+        restored = checkpoints.restore(described(like))
+        checkpoints.close()
+        assert restored is not None and restored.meta["step"] == 6
+        again = Checkpoints(tmp_path / "again", 2, SOME_RUN)
+        again.save(restored.state, progress(6), block=True)
+        again.close()
+    assert len(compiled) == 2
 
 
 # --- failing and slow storage, in this process ------------------------------------------------------------------------

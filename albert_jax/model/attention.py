@@ -12,6 +12,7 @@ from albert_jax.config import AlbertConfig
 from albert_jax.errors import UserError
 from albert_jax.model.dense import Dense
 from albert_jax.model.dropout import dropout, fold
+from albert_jax.model.layer_norm import LayerNorm
 
 ATTENTIONS = ("xla", "cudnn")
 AUTO = "auto"  # in a run's config: the best of them that can run
@@ -58,9 +59,7 @@ class AlbertAttention(nnx.Module):
         _check_implementation(attention, config, dtype)
         self.config, self.dtype, self.implementation = config, dtype, attention
         self.query, self.key, self.value, self.dense = dense(), dense(), dense(), dense()
-        self.LayerNorm = nnx.LayerNorm(
-            config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
-        )
+        self.LayerNorm = LayerNorm(config.hidden_size, config, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: jax.Array, visible: jax.Array | None, keys: jax.Array | None, output_attentions: bool

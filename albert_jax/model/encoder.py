@@ -19,6 +19,7 @@ from albert_jax.errors import UserError
 from albert_jax.model.attention import AlbertAttention
 from albert_jax.model.dense import Dense
 from albert_jax.model.dropout import dropout, fold
+from albert_jax.model.layer_norm import LayerNorm
 
 # What is kept of a layer for its backward pass, by JAX's names, from least memory to least arithmetic: its input, what
 # the products with weights give, what all products give, everything. The rest is computed again.
@@ -65,16 +66,14 @@ class AlbertEmbeddings(nnx.Module):
     def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         def table(entries: int) -> nnx.Embed:
             init = nnx.initializers.truncated_normal(config.initializer_range)
-            # Summed, and their gradients scattered and summed, in float32; LayerNorm casts to the compute dtype.
+            # Summed, and their gradients scattered and summed, in float32; LayerNorm's result has the compute dtype.
             return nnx.Embed(entries, config.embedding_size, embedding_init=init, rngs=rngs)
 
         self.config = config
         self.word_embeddings = table(config.vocab_size)
         self.position_embeddings = table(config.max_position_embeddings)
         self.token_type_embeddings = table(config.type_vocab_size)
-        self.LayerNorm = nnx.LayerNorm(
-            config.embedding_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
-        )
+        self.LayerNorm = LayerNorm(config.embedding_size, config, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, input_ids: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array, keys: jax.Array | None
@@ -103,7 +102,7 @@ class AlbertLayer(nnx.Module):
     attention: AlbertAttention
     ffn: Dense
     ffn_output: Dense
-    full_layer_layer_norm: nnx.LayerNorm
+    full_layer_layer_norm: LayerNorm
 
     def __init__(
         self,
@@ -125,9 +124,7 @@ class AlbertLayer(nnx.Module):
             return
         self.ffn = Dense(config.hidden_size, config.intermediate_size, config, dtype=dtype, rngs=rngs)
         self.ffn_output = Dense(config.intermediate_size, config.hidden_size, config, dtype=dtype, rngs=rngs)
-        self.full_layer_layer_norm = nnx.LayerNorm(
-            config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
-        )
+        self.full_layer_layer_norm = LayerNorm(config.hidden_size, config, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: jax.Array, visible: jax.Array | None, keys: jax.Array | None, output_attentions: bool

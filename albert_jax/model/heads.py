@@ -9,6 +9,7 @@ from albert_jax.config import AlbertConfig
 from albert_jax.model.dense import Dense
 from albert_jax.model.dropout import dropout
 from albert_jax.model.encoder import activation
+from albert_jax.model.layer_norm import LayerNorm
 
 
 class AlbertMLMHead(nnx.Module):
@@ -17,9 +18,7 @@ class AlbertMLMHead(nnx.Module):
     def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.config, self.dtype = config, dtype
         self.dense = Dense(config.hidden_size, config.embedding_size, config, dtype=dtype, rngs=rngs)
-        self.LayerNorm = nnx.LayerNorm(
-            config.embedding_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
-        )
+        self.LayerNorm = LayerNorm(config.embedding_size, config, dtype=dtype, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32))
 
     def __call__(self, x: jax.Array, table: jax.Array) -> jax.Array:

@@ -32,7 +32,7 @@ from albert_jax.errors import UserError
 from albert_jax.model import FlaxAlbertForPreTrainingModule, Parameters, parameters
 from albert_jax.remote import check_bucket, first_line, is_remote, named_refusals, refusal
 from albert_jax.training.agreement import agree
-from albert_jax.training.digests import digests, start_digests
+from albert_jax.training.digests import compile_digests, digests, start_digests
 from albert_jax.training.distributed import by_first, first
 from albert_jax.training.identity import check_same_run
 from albert_jax.training.lock import WorkdirLock
@@ -126,10 +126,16 @@ class Checkpoints:
 
     # Saving.
 
-    def prepare(self, state: TrainState) -> None:
-        """Compiles what a save needs, so that no save has to."""
-        for tree in self._items(state).values():
-            start_digests(tree)
+    def prepare(self, like: TrainState) -> None:
+        """Compiles the digests of such states, so that no save has to; nothing is run now.
+
+        What is left to the first save are the slices that Orbax takes of arrays that several devices hold.
+
+        Args:
+          like: shapes, dtypes and shardings, as `jax.ShapeDtypeStruct` or arrays.
+        """
+        for tree in self._items(like).values():
+            compile_digests(tree)
 
     @staticmethod
     def _items(state: TrainState) -> dict[str, Any]:
