@@ -38,7 +38,7 @@ def test_googles_tools_are_given_their_own_name(name, googles):
 
 
 def test_a_shape_is_no_name_for_googles_tools():
-    with pytest.raises(UserError, match="'v5p:4x4x4' is a shape, .* give one like v5p-128"):
+    with pytest.raises(UserError, match=r"'v5p:4x4x4' is a shape, .* give one like v5p-128"):
         accelerator_type("v5p:4x4x4")
 
 
