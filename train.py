@@ -7,6 +7,12 @@ Any field of the config can be set on the command line (`--config.batch.size=256
 was interrupted. On TPU pods, Slurm and GKE the processes of a run find each other; elsewhere each is told by
 --coordinator=HOST:PORT --processes=N --process=I.
 
+    python train.py --config=configs/base.py --config.data.path=runs/data --check
+
+says what would run and writes nothing into a workdir: settings, data, rows, memory, time and cost, on this machine.
+--check=v5e-16 or --check=8xH100 does so for one that is not here, --check=config for settings and data alone, and
+--check=fields for settings alone. Its exit status: 0 it would run, 1 it does not fit, 2 as below.
+
 Exit status: 0 finished; 75 interrupted and saved, run it again; 76 another process is gone or nothing moved any more,
 start all of them again; 71 a device's memory is too small, and standard error names the setting that fits; 2 a bad
 input, named on standard error.
@@ -38,6 +44,7 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0,
 _PROCESSES = flags.DEFINE_integer("processes", None, "with --coordinator: how many processes the run has")
 _PROCESS = flags.DEFINE_integer("process", None, "with --coordinator: which of them this is, from 0")
 _WORKDIR = flags.DEFINE_string("workdir", None, "for checkpoints, metrics and events: a directory or a gs:// path")
+_CHECK = flags.DEFINE_string("check", None, "train nothing, say what would run: here, or on v5e-16, 8xH100, ...")
 
 _ECHOES = ("Event loop is closed", "Encountered error while reading array index")
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -47,7 +54,7 @@ def parse(arguments: list[str]) -> list[str]:
     """Parses the flags and makes every mistake in them a UserError."""
     check_overrides(arguments[1:])
     try:
-        rest = flags.FLAGS(arguments)
+        rest = flags.FLAGS(["--check=here" if a.lstrip("-") == "check" else a for a in arguments])
         config = _CONFIG.value and _CONFIG.value.lock()  # the file's absence shows at the first use
     except (flags.Error, OSError) as e:
         # ml_collections quotes the traceback of a config file that refuses its variant; its last line says why.
@@ -59,8 +66,8 @@ def parse(arguments: list[str]) -> list[str]:
         ) from e
     if rest[1:]:
         raise UserError(f"{rest[1]!r} is not a flag; every setting is given as --name=value.")
-    if config is None or not _WORKDIR.value:
-        raise UserError("train.py needs --config=configs/NAME.py and --workdir=DIRECTORY.")
+    if config is None or not (_WORKDIR.value or _CHECK.value):
+        raise UserError("train.py needs --config=configs/NAME.py and --workdir=DIRECTORY, or --check.")
     return rest
 
 
@@ -108,6 +115,18 @@ def _train(interruption: Interruption) -> int:
     return 0 if finished else EXIT_INTERRUPTED
 
 
+def _check(machine: str) -> int:
+    """What --check says; see `albert_jax.training.check`."""
+    if _PROCESSES.value is not None:
+        raise UserError("--check looks at the run as a whole, in one process; leave --processes away.")
+    if machine != "here":
+        os.environ["JAX_PLATFORMS"] = "cpu"  # what is here may be another run's, or hang for want of its peers
+    from albert_jax.training.check import check
+
+    _keep_compiled_programs()
+    return check(_CONFIG.value, machine)
+
+
 def _named(e: OSError, workdir: str) -> Exception:
     """An error of writing the records as a sentence; any other as it is."""
     from albert_jax.remote import is_remote
@@ -127,7 +146,7 @@ def main(interruption: Interruption) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("albert_jax").setLevel(logging.INFO)
     try:
-        return _train(interruption)
+        return _train(interruption) if _CHECK.value is None else _check(_CHECK.value)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         status = e.status

@@ -3,7 +3,7 @@
 
     python train.py --config=configs/base.py --workdir=runs/base --config.data.path=DATA
 
-Cost:   125,000 steps of 4,096 rows: 1.50e+20 FLOPs; chip-hours: 302 v4, 422 v5e, 181 v5p, 113 v6e, 105 H100
+Cost:   125,000 steps of 4,096 rows: 1.50e+20 FLOPs; chip-hours: 760 v4, 1,000 v5e, 450 v5p, 380 v6e
 Expect: version 1 at this length on Wikipedia and BookCorpus (paper, tables 2 and 5): MLM accuracy 54.0 and SOP accuracy
         86.5 on the paper's development text; SQuAD 1.1 89.3/82.3, SQuAD 2.0 80.0/77.1, MNLI 81.6, SST-2 90.3,
         RACE 64.0, average 80.1.
@@ -19,9 +19,10 @@ and `3m` for the others, which prints its cost, and `parity`, data as Google's p
 Length: 125,000 steps, version 1's. Warm-up 3,125 steps to 0.00176, then linear decay to zero. LAMB, decay 0.01.
 Batch: 4,096 *examples* (sentence pairs), Google's number. Up to 8 examples share a row of 512 slots, so a step has
 fewer than 4,096 rows: 3,392 on 188 MB of books, Wikipedia and speeches, in whole documents. The cost above
-is that of 4,096 full rows and thus an upper bound; it counts 3 x the forward matmuls. Utilization is taken as 50 % of
-bf16 peak on v4, v5e and v5p, 40 % on v6e and H100: an assumption, not a measurement. A device
-takes as many rows at a time as its memory holds; any number of devices will do.
+is that of 4,096 full rows. It counts 3 x the forward matmuls, at the share of the chip's peak that the TPU compiler
+expects of the step (docs/scaling.md; albert_jax/training/costs.py): an estimate, not a measurement. For GPUs there is
+none. `python train.py --check=v5e-16` says more for a machine and a data set. A device takes as many rows at a time as
+its memory holds; any number of devices will do.
 Masking: 15 % of each example's tokens, in n-grams of 1 to 3 words; 80 mask slots a row.
 Sharing: all layers share one set of weights. The other strategies of the paper's table 4, for base: none is
 `--config.model.num_hidden_groups=12`; attention only, or the feed-forward part only, is that and
@@ -46,11 +47,8 @@ import ml_collections
 
 from albert_jax.config import AlbertConfig
 from albert_jax.errors import UserError
-from albert_jax.training.chips import CHIPS
+from albert_jax.training.costs import cost
 from albert_jax.training.recipe import pretraining
-
-# The share of a chip's bf16 peak that a well-tuned run is assumed to reach.
-UTILIZATION = {"v4": 0.5, "v5e": 0.5, "v5p": 0.5, "v6e": 0.4, "H100": 0.4}
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -101,17 +99,3 @@ def googles_data(config: ml_collections.ConfigDict) -> None:
     config.masking.count = 20
     config.masking.slots = 20
     config.masking.max_ngram = 3
-
-
-def cost(config: ml_collections.ConfigDict) -> str:
-    """What a run takes at most: every example in a row of its own.
-
-    Returns:
-      One line: steps, rows a step, matmul FLOPs and chip-hours at the utilization of `UTILIZATION`.
-    """
-    model = AlbertConfig.from_dict(config.model.to_dict())
-    row = model.train_flops_per_row(config.data.sequence_length, config.masking.slots)
-    flops = row * config.batch.size * config.steps
-    peaks = {chip.name: chip.peak for chip in CHIPS}
-    hours = ", ".join(f"{flops / (peaks[chip] * share) / 3600:,.0f} {chip}" for chip, share in UTILIZATION.items())
-    return f"{config.steps:,} steps of {config.batch.size:,} rows: {flops:.2e} FLOPs; chip-hours: {hours}"

@@ -4,7 +4,8 @@
 
     python scripts/compile_for_tpu.py --config=configs/xxlarge.py --topology=v5p-128 --fit
     python scripts/compile_for_tpu.py --config=configs/base.py --topology=v5e:4x4 --config.batch.rows_per_device=32
-    python scripts/compile_for_tpu.py --table       # all sizes and slices, into docs/scaling.md
+    python scripts/compile_for_tpu.py --config=configs/base.py --topology=8xH100 --fit     # GPUs: by a formula
+    python scripts/compile_for_tpu.py --table       # all sizes and slices, into docs/scaling.md; costs, into configs/
 
 Needs no TPU, only the package libtpu (`pip install 'albert_jax[tpu]'`) and a CPU. A batch that the config gives in
 examples is taken as that many rows, which is the most that it can be. What it says of memory, FLOPs and collectives is
@@ -16,17 +17,13 @@ import contextlib
 import functools
 import hashlib
 import importlib
-import importlib.metadata
-import importlib.util
 import inspect
 import json
-import math
-import os
 import pathlib
+import re
 import sys
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import ml_collections
@@ -36,9 +33,22 @@ from ml_collections import config_flags
 from albert_jax.config import AlbertConfig
 from albert_jax.errors import OutOfMemoryError, UserError
 from albert_jax.model.encoder import REMATERIALISATIONS
-from albert_jax.training import fitting, program
-from albert_jax.training.chips import Chip, Slice, slice_of
-from albert_jax.training.fitting import FILL, TooLarge, compile_within, expected_fit, fits, gigabytes
+from albert_jax.training import costs, fitting, program
+from albert_jax.training.chips import Cards, Slice, machine_of, slice_of
+from albert_jax.training.fitting import TooLarge, expected_fit, gigabytes
+from albert_jax.training.legs import lower_step
+from albert_jax.training.planning import (
+    Figures,
+    Machine,
+    Plan,
+    compile_figures,
+    machine_named,
+    plan_step,
+    step_seconds,
+    topology_devices,
+    versions,
+    without_cache,
+)
 from albert_jax.training.recipe import check_overrides
 from albert_jax.training.sharding import Split, make_mesh, mesh_shape
 
@@ -46,6 +56,7 @@ SIZES = ("base", "large", "xlarge", "xxlarge")
 SLICES = ("v4-8", "v4-128", "v5e-16", "v5e-256", "v5p-128", "v6e-256")
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "scaling.md"
+COSTS = ROOT / "albert_jax" / "training" / "costs.py"
 BEGIN, END = "<!-- the table begins -->", "<!-- the table ends -->"
 ASSUMPTIONS = """\
 Assumptions: bf16 peak, memory and link rates of albert_jax/training/chips.py. "At best" is a roofline of each
@@ -59,143 +70,19 @@ the chip's clock, with the same sums over chips. No input, no host, no latency o
 
 # --- compiling --------------------------------------------------------------------------------------------------------
 
-
-class Figures(NamedTuple):
-    """What a compiled step says of itself, for one device, which is a chip; bytes and seconds.
-
-    Attributes:
-      arguments, results, reused, temporaries, code: memory; `reused` of the arguments becomes results.
-      flops, traffic: of a step, see `Program`.
-      at_best: seconds of a step by the roofline of each operation, without collectives.
-      cycles: that the compiler expects of a step, without collectives.
-      collectives: kind, bytes, devices that take part, and how often each loop around it runs.
-      wall, cpu: seconds that compiling took, and the processor's in all threads.
-    """
-
-    arguments: float
-    results: float
-    reused: float
-    temporaries: float
-    code: float
-    flops: float
-    traffic: float
-    at_best: float
-    cycles: float
-    collectives: list[tuple[str, float, int, tuple[int, ...]]]
-    wall: float
-    cpu: float
-
-    @property
-    def memory(self) -> float:
-        """Bytes of high-bandwidth memory while a step runs."""
-        return self.arguments + self.results - self.reused + self.temporaries + self.code
-
-    @property
-    def reduced(self) -> float:
-        """Bytes that are summed over devices in a step."""
-        return sum(b * math.prod(loops) for kind, b, _, loops in self.collectives if kind in program.REDUCTIONS)
-
-    @property
-    def in_loops(self) -> float:
-        """Bytes of all collectives that stand in a loop, each counted as often as it runs."""
-        return sum(b * math.prod(loops) for _, b, _, loops in self.collectives if loops)
+Compile = Callable[[ml_collections.ConfigDict, Slice, Split], Figures | TooLarge]
 
 
-def topology_devices(chips: Slice) -> list[Any]:
-    """The devices of a slice that is not there, one a chip.
-
-    Raises:
-      UserError: where libtpu is missing or does not know the shape.
-    """
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError("compiling for a TPU needs the package libtpu; pip install 'albert_jax[tpu]'.")
-    # libtpu asks what machine it is on, in vain; what it is told here does not change what it compiles.
-    told = {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
-    for name, value in ({"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"} | told).items():
-        os.environ.setdefault(name, value)
-    from jax.experimental import topologies
-
-    options = {"chip_config_name": "megacore"} if chips.chip.cores > 1 else {}
-    try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=chips.topology, **options)
-    except Exception as e:
-        raise UserError(f"libtpu has no topology {chips.topology} ({str(e).splitlines()[0]}).") from e
-    return list(found.devices)
-
-
-def lower_step(config: ml_collections.ConfigDict, chips: Slice, split: Split) -> Any:
-    """The step of train.py for a slice, lowered: JAX's `Lowered`.
-
-    Raises:
-      UserError: where mesh and slice do not fit each other.
-    """
-    from albert_jax.training import legs
-
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, topology_devices(chips))
-    return legs.lower_step(config, mesh, split)
-
-
-def shards_of(config: ml_collections.ConfigDict, chips: Slice) -> int:
-    """Over how many shards rows are split."""
-    data, fsdp, _ = mesh_shape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, chips.chips)
-    return data * fsdp
+def lower(config: ml_collections.ConfigDict, chips: Slice, split: Split) -> Any:
+    """The step of train.py for a slice that is not there: JAX's `Lowered`."""
+    devices = topology_devices(chips)
+    return lower_step(config, make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices), split)
 
 
 def compile_step(config: ml_collections.ConfigDict, chips: Slice, split: Split) -> Figures | TooLarge:
-    """Compiles the step.
-
-    Args:
-      config: the run's.
-      chips: the slice.
-      split: the layout of a batch.
-
-    Raises:
-      UserError: as `topology_devices` and `lower_step`.
-    """
-    lowered = lower_step(config, chips, split)
-    with _no_cache():
-        return _compiled(lowered, split, chips.chip)
-
-
-@contextlib.contextmanager
-def _no_cache() -> Iterator[None]:
-    """Without JAX's cache of programs: times are measured, and a program for absent TPUs cannot be read back."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    before = jax.config.values["jax_enable_compilation_cache"]
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # JAX looks at the setting once
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-        compilation_cache.reset_cache()
-
-
-def _compiled(lowered: Any, split: Split, chip: Chip) -> Figures | TooLarge:
-    wall, cpu = time.perf_counter(), time.process_time()
-    found = compile_within(lowered)
-    if isinstance(found, TooLarge):
-        return found
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    # Only a batch warm-up's loop over micro-batches has a number of runs that the program does not hold.
-    read = program.read_program(found.program.as_text(), unknown_trips=split.parts)
-    memory = found.program.memory_analysis()
-    seconds = [max(o.flops / chip.peak, o.traffic / chip.bandwidth) * o.times for o in read.operations]
-    return Figures(
-        arguments=memory.argument_size_in_bytes,
-        results=memory.output_size_in_bytes,
-        reused=memory.alias_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        code=memory.generated_code_size_in_bytes,
-        flops=read.flops,
-        traffic=read.traffic,
-        at_best=sum(seconds),
-        cycles=sum(o.cycles * o.times for o in read.operations if not o.collectives),
-        collectives=[(c.kind, c.bytes, c.group, loops) for c, loops in read.collectives],
-        wall=wall,
-        cpu=cpu,
-    )
+    """Compiles the step."""
+    with without_cache():
+        return compile_figures(lower(config, chips, split), split.parts, chips.chip)
 
 
 class Compiler:
@@ -207,82 +94,43 @@ class Compiler:
 
     def __call__(self, config: ml_collections.ConfigDict, chips: Slice, split: Split) -> Figures | TooLarge:
         """As `compile_step`."""
-        lowered = lower_step(config, chips, split)
-        reader = pathlib.Path(program.__file__).read_bytes() + inspect.getsource(_compiled).encode()
+        lowered = lower(config, chips, split)
+        reader = pathlib.Path(program.__file__).read_bytes() + inspect.getsource(compile_figures).encode()
         parts = (lowered.as_text().encode(), chips.topology.encode(), versions().encode(), reader)
         file = self.directory / f"{hashlib.sha256(b'|'.join(parts)).hexdigest()[:32]}.json"
         if file.is_file():
             kept = json.loads(file.read_text(encoding="utf-8"))
             return TooLarge(**kept) if len(kept) == 1 else Figures(**kept)
-        with _no_cache():
-            figures = _compiled(lowered, split, chips.chip)
+        with without_cache():
+            figures = compile_figures(lowered, split.parts, chips.chip)
         file.write_text(json.dumps(figures._asdict()), encoding="utf-8")
         return figures
-
-
-def versions() -> str:
-    """Of what decides what is compiled."""
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
-
-
-# --- estimates --------------------------------------------------------------------------------------------------------
-
-
-def formula(config: ml_collections.ConfigDict, chips: Slice, rows: int) -> float:
-    """FLOPs of a step on one device, as MFU counts them."""
-    model, masking = AlbertConfig.from_dict(config.model.to_dict()), config.masking
-    row = model.train_flops_per_row(config.data.sequence_length, masking.slots, config.data.examples_per_row)
-    return rows * row / chips.chips
-
-
-def parameters(config: ml_collections.ConfigDict) -> int:
-    """How many the model has."""
-    return AlbertConfig.from_dict(config.model.to_dict()).pretraining_parameters()
-
-
-def exchange_seconds(figures: Figures, chips: Slice) -> float:
-    """Time of all collectives by the bandwidth of the links; those of some chips only have one axis' links."""
-    seconds = 0.0
-    for kind, size, group, loops in figures.collectives:
-        whole = group in (0, chips.chips)
-        rate = chips.link_bandwidth if whole else 2 * chips.chip.link
-        rounds = 2 if kind == "all-reduce" else 1  # a sum is a reduce-scatter and an all-gather
-        count = group or chips.chips
-        seconds += rounds * size * (count - 1) / max(count, 1) / rate * math.prod(loops) if rate else 0.0
-    return seconds
-
-
-def step_seconds(figures: Figures, chips: Slice) -> dict[str, float]:
-    """Estimates of a step's time, in seconds, by the names of `ASSUMPTIONS`."""
-    links = exchange_seconds(figures, chips)
-    return {
-        "products alone": figures.flops / chips.chip.peak,
-        "memory alone": figures.traffic / chips.chip.bandwidth,
-        "links alone": links,
-        "at best": figures.at_best + links,
-        "compiler": figures.cycles / chips.chip.clock + links,
-    }
 
 
 # --- what fits --------------------------------------------------------------------------------------------------------
 
 
-def fit(
-    config: ml_collections.ConfigDict,
-    chips: Slice,
-    rows: int,
-    compiler: Callable[[ml_collections.ConfigDict, Slice, Split], Figures | TooLarge] = compile_step,
-) -> tuple[ml_collections.ConfigDict, Split, Figures]:
-    """The least recomputation, from the config's on, with which any number of rows a device fits, and that number.
+def shards_of(config: ml_collections.ConfigDict, machine: Slice | Cards) -> int:
+    """Over how many shards the config's mesh splits rows there."""
+    data, fsdp, _ = mesh_shape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, machine.chips)
+    return data * fsdp
+
+
+Found = TypeVar("Found")
+
+
+def least_remat(
+    config: ml_collections.ConfigDict, machine: str, search: Callable[[ml_collections.ConfigDict], Found]
+) -> tuple[ml_collections.ConfigDict, Found]:
+    """The least recomputation, from the config's on, with which a search for rows a device finds some that fit.
 
     Args:
       config: the run's; it is left as it is.
-      chips: the slice.
-      rows: of a batch.
-      compiler: as `compile_step`.
+      machine: its name.
+      search: raises OutOfMemoryError where nothing fits.
 
     Returns:
-      The config with `remat` and `batch.rows_per_device` set, the layout of a batch, and its figures.
+      The config with `remat` set, and what was found.
 
     Raises:
       OutOfMemoryError: where nothing fits.
@@ -290,15 +138,31 @@ def fit(
     for remat in reversed(REMATERIALISATIONS[: REMATERIALISATIONS.index(config.remat) + 1]):
         candidate = config.copy_and_resolve_references()
         candidate.remat, candidate.batch.rows_per_device = remat, 0
-        compile_it = functools.partial(compiler, candidate, chips)
         with contextlib.suppress(OutOfMemoryError):
-            split, figures = fitting.fit(candidate, shards_of(config, chips), rows, chips.chip.memory, compile_it)
-            candidate.batch.rows_per_device = split.each
-            return candidate, split, figures
+            return candidate, search(candidate)
     raise OutOfMemoryError(
-        f"nothing fits {chips.name}: not even one row a device at a time with remat {REMATERIALISATIONS[0]!r}; split "
+        f"nothing fits {machine}: not even one row a device at a time with remat {REMATERIALISATIONS[0]!r}; split "
         "the model by --config.mesh.fsdp or --config.mesh.tensor."
     )
+
+
+def fit(
+    config: ml_collections.ConfigDict, chips: Slice, rows: int, compiler: Compile = compile_step
+) -> tuple[ml_collections.ConfigDict, Split, Figures]:
+    """The least recomputation with which any number of rows a chip fits by the compiler's plan, and that number.
+
+    Returns:
+      The config with `remat` and `batch.rows_per_device` set, the layout of a batch, and its figures.
+
+    Raises:
+      OutOfMemoryError: where nothing fits.
+    """
+    shards, memory = shards_of(config, chips), chips.chip.memory
+    config, (split, figures) = least_remat(
+        config, chips.name, lambda c: fitting.fit(c, shards, rows, memory, functools.partial(compiler, c, chips))
+    )
+    config.batch.rows_per_device = split.each
+    return config, split, figures
 
 
 # --- what is printed --------------------------------------------------------------------------------------------------
@@ -309,18 +173,18 @@ def report(config: ml_collections.ConfigDict, chips: Slice, split: Split, figure
     rows = split.rows
     head = f"{rows:,} rows of {config.data.sequence_length} on {described(chips)}, one device a chip; {versions()}"
     flags_ = f"--config.batch.rows_per_device={split.each} --config.remat={config.remat}: {in_words(split)}"
-    room = FILL * chips.chip.memory
+    room = fitting.FILL * chips.chip.memory
     if isinstance(figures, TooLarge):
         needs = f"the compiler would need {gigabytes(figures.memory)} of {gigabytes(chips.chip.memory)}"
         return f"{head}\nwith {flags_}\nmemory       DOES NOT FIT: {needs}; --fit finds what fits"
-    verdict = "fits in" if fits(figures.memory, chips.chip.memory) else "DOES NOT FIT in"
+    verdict = "fits in" if fitting.fits(figures.memory, chips.chip.memory) else "DOES NOT FIT in"
     count, wanted = parameters(config), formula(config, chips, rows)
     mfu = wanted / chips.chip.peak
     estimates = step_seconds(figures, chips)
     lines = [
         head,
         f"with {flags_}",
-        f"memory       {verdict} {gigabytes(room)}, {FILL:.0%} of a chip: {gigabytes(figures.memory)} a device "
+        f"memory       {verdict} {gigabytes(room)}, {fitting.FILL:.0%} of a chip: {gigabytes(figures.memory)} a device "
         f"({figures.memory / chips.chip.memory:.0%})",
         f"             arguments {gigabytes(figures.arguments)}, of which {gigabytes(figures.reused)} become the "
         f"results of {gigabytes(figures.results)}; temporaries {gigabytes(figures.temporaries)}; program "
@@ -345,6 +209,29 @@ def in_words(split: Split) -> str:
     """The layout of a batch."""
     empty = f", {1 - split.rows / split.held:.1%} of them empty" if split.held > split.rows else ""
     return f"{split.parts} micro-batches of {split.each} rows a chip{empty}"
+
+
+def formula(config: ml_collections.ConfigDict, chips: Slice, rows: int) -> float:
+    """FLOPs of a step on one device, as MFU counts them."""
+    return rows * costs.flops_of_row(config) / chips.chips
+
+
+def parameters(config: ml_collections.ConfigDict) -> int:
+    """How many the model has."""
+    return AlbertConfig.from_dict(config.model.to_dict()).pretraining_parameters()
+
+
+def report_by_formula(config: ml_collections.ConfigDict, machine: Machine, plan: Plan) -> str:
+    """What a formula says of a step, for a terminal."""
+    split, slots, seconds = plan.split, config.data.sequence_length, plan.seconds or 0.0
+    needs, room = f"{gigabytes(plan.memory)} a device", f"{fitting.FILL:.0%} of {gigabytes(machine.memory)}"
+    lines = [
+        f"{split.rows:,} rows of {slots} on {machine.name}",
+        f"with --config.batch.rows_per_device={split.each} --config.remat={config.remat}: {in_words(split)}",
+        f"memory       fits in {room}: {needs}, {plan.memory_by}",
+        f"step time    at least {1e3 * seconds:,.1f} ms, {plan.seconds_by}",
+    ]
+    return "\n".join(lines)
 
 
 def described(chips: Slice) -> str:
@@ -387,7 +274,35 @@ def write_table(sizes: tuple[str, ...], slices: tuple[str, ...], compiler: Compi
     PAGE.write_text(page[: page.index(BEGIN)] + text + page[page.index(END) + len(END) :], encoding="utf-8")
 
 
-def table_row(size: str, chips: Slice, compiler: Callable[..., Figures | TooLarge]) -> str:
+def write_costs(sizes: tuple[str, ...]) -> None:
+    """Brings what the page's table expects of a step into `costs.UTILIZATION`, and what that makes into the recipes."""
+    found: dict[str, dict[str, float]] = {}
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == len(_COLUMNS) and cells[0] in sizes:
+            of_size, chip = found.setdefault(cells[0], {}), slice_of(cells[1]).chip.name
+            of_size[chip] = min(of_size.get(chip, 1.0), int(cells[-1].removesuffix("%")) / 100)
+    costs.UTILIZATION.update(found)
+    rows = [
+        f'    "{size}": {{{", ".join(f"{chip!r}: {share:.2f}" for chip, share in of.items())}}},'.replace("'", '"')
+        for size, of in costs.UTILIZATION.items()
+    ]
+    _replace(COSTS, r"(# the table begins\n).*?(\n}  # the table ends)", "\n".join(rows))
+    for size in sizes:
+        config = importlib.import_module(f"configs.{size}").get_config()
+        _replace(ROOT / "configs" / f"{size}.py", r"(\nCost:   )[^\n]*(\n)", costs.cost(config))
+
+
+def _replace(file: pathlib.Path, around: str, text: str) -> None:
+    """Puts a text between the two groups of a regular expression that the file must match once."""
+    before = file.read_text(encoding="utf-8")
+    after, count = re.subn(around, lambda match: match[1] + text + match[2], before, flags=re.DOTALL)
+    if count != 1:
+        raise UserError(f"{file} must match {around!r} once, not {count} times.")
+    file.write_text(after, encoding="utf-8")
+
+
+def table_row(size: str, chips: Slice, compiler: Compile) -> str:
     """One cell of the table, as a row of Markdown."""
     recipe = importlib.import_module(f"configs.{size}").get_config()
     rows = recipe.batch.size
@@ -459,19 +374,26 @@ def main(arguments: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")  # the slice need not be there, and a TPU that is there is left to others
     if values.table:
         write_table(SIZES, SLICES, Compiler(pathlib.Path(values.kept)))
+        write_costs(SIZES)
         return 0
-    config, chips = values.config, slice_of(values.topology)
-    rows, shards = config.batch.size, shards_of(config, chips)
+    config, chips, rows = values.config, machine_of(values.topology), values.config.batch.size
+    if isinstance(chips, Cards):
+        if not values.fit or values.compare_layers:
+            raise UserError(f"for {chips.name} nothing can be compiled here; --fit says by a formula what fits.")
+        machine = machine_named(values.topology)
+        config, plan = least_remat(config, chips.name, lambda c: plan_step(c, machine, rows))
+        print(report_by_formula(config, machine, plan))
+        return 0
     figures: Figures | TooLarge
     if values.fit:
         config, split, figures = fit(config, chips, rows)
     else:
-        split = expected_fit(config, shards, rows, chips.chip.memory).split
+        split = expected_fit(config, shards_of(config, chips), rows, chips.chip.memory).split
         figures = compile_step(config, chips, split)
     print(report(config, chips, split, figures))
     if values.compare_layers:
         print(compare_layers(config, chips, split, values.compare_layers))
-    return 0 if isinstance(figures, Figures) and fits(figures.memory, chips.chip.memory) else 1
+    return 0 if fitting.fits(figures.memory, chips.chip.memory) else 1
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@
 #   bash scripts/slurm.sh stop JOB      saves, and leaves the queue
 #
 #   --restarts=N   gives up after so many starts in a row without a newer checkpoint, 10 unless given
-#   --dry-run      prints the command and runs nothing
+#   --dry-run      checks train.py's flags and data, prints the command and runs nothing
+#   --data-elsewhere   the data lie where only the nodes see them: they are not looked at before the job is submitted
 #
 # Any other option is sbatch's; --gpus-per-node or --gres=gpu:N is needed. The checkout and the workdir must lie where
 # all nodes see them; PYTHON=... names another Python than .venv/bin/python. Output: slurm-JOB.out in the checkout.
@@ -146,13 +147,14 @@ stop() {
 }
 
 submit() {
-    local options=() restarts=10 gpus="" wait_for="" option
+    local options=() restarts=10 gpus="" wait_for="" option look=config
     while [ $# -gt 0 ] && [ "$1" != -- ]; do
         option="$1"
         shift
         case "$wait_for$option" in # sbatch takes --name=VALUE and --name VALUE
         --restarts=*) restarts="${option#*=}" && continue ;;
         --dry-run) dry=1 && continue ;;
+        --data-elsewhere) look=fields && continue ;;
         --gpus-per-node=* | --gres=gpu:* | "gpus "*) gpus="${option%%,*}" gpus="${gpus##*[=:]}" wait_for="" ;;
         --gpus-per-node) wait_for="gpus " ;;
         esac
@@ -166,6 +168,8 @@ submit() {
     [[ " $* " == *" --workdir="[!\ ]* ]] ||
         die "where does the run live? Give train.py a --workdir=DIRECTORY that all nodes see."
     [ -x "$python" ] || die "there is no $python; run pip install -e '.[cuda]' in a .venv, or name one by PYTHON=..."
+    # A misspelt field or file is found now and not when the job's turn has come.
+    "$python" train.py --check="$look" "$@" >&2
     run sbatch --job-name=albert_jax --requeue --open-mode=append --output=slurm-%j.out --signal=TERM@120 \
         --ntasks-per-node="$gpus" "${options[@]}" scripts/slurm.sh batch "$restarts" -- "$@"
 }

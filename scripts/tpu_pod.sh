@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# A training run on a Cloud TPU slice, from the operator's machine, which needs gcloud, git and coreutils.
+# A training run on a Cloud TPU slice, from the operator's machine, which needs gcloud, git, coreutils, and this package
+# in .venv (pip install -e .) or where PYTHON=... says.
 #
 #   bash scripts/tpu_pod.sh watch --name=albert --zone=us-east5-b --accelerator=v6e-16 --spot \
 #       -- --config=configs/large.py --workdir=gs://BUCKET/large --config.data.path=gs://BUCKET/data
@@ -17,7 +18,7 @@
 #
 #   --name=NAME              of the queued resource and of its node
 #   --zone=ZONE              --project=PROJECT where it is not gcloud's own
-#   --accelerator=TYPE       v5litepod-16, v5p-8, v6e-16, ...
+#   --accelerator=TYPE       v5e-16 (or v5litepod-16), v5p-8, v6e-16, ...
 #   --spot                   cheaper, and taken away at any time
 #   --runtime=VERSION        of the TPU's software; chosen by the accelerator unless given
 #   --service-account=EMAIL  needs read access to the data and write access to the workdir
@@ -29,6 +30,9 @@
 #   --restarts=N             watch gives up after so many in a row without a newer checkpoint, 10 unless given
 #   --worker=N               whose log, 0 unless given
 #   --dry-run                prints the commands and runs none
+#
+# Before anything is created or launched, train.py's flags are checked here, and data on gs:// too, as far as they can be
+# reached from here; data on a worker's disk cannot.
 #
 # Exit status of watch: 0 the run has finished, 75 it was stopped and saved, 2 a bad input or too
 # little memory of a device, 1 it gave up.
@@ -189,6 +193,32 @@ ask_for_state() {
 
 list_checkpoints() {
     command=(gcloud storage ls "${workdir%/}/checkpoints/")
+}
+
+# --- what Python knows ------------------------------------------------------------------------------------------------
+
+# googles_name SLICE: as gcloud takes it.
+googles_name() {
+    "$python" - "$1" <<'END'
+import sys
+
+from albert_jax.errors import UserError
+from albert_jax.training.chips import accelerator_type
+
+try:
+    print(accelerator_type(sys.argv[1]))
+except UserError as error:
+    sys.exit(f"error: {error}")
+END
+}
+
+# check_flags FLAGS...: finds a misspelt field or file now and not on the slice.
+check_flags() {
+    local argument look=fields
+    for argument in "$@"; do
+        case "$argument" in --config.data.path=gs://*) look=config ;; esac
+    done
+    "$python" train.py --check="$look" "$@" >&2
 }
 
 # --- the slice --------------------------------------------------------------------------------------------------------
@@ -451,6 +481,7 @@ fi
 cd "$(dirname "$0")/.."
 action="${1:-}"
 name="" zone="" project="" accelerator="" runtime="" spot="" account="" repository="" dry="" workdir=""
+python="${PYTHON:-.venv/bin/python}"
 patience=24 restarts=10 worker=0
 create=() connect=() environment=() rest=()
 case "$action" in
@@ -493,6 +524,10 @@ where=(--zone="$zone" ${project:+--project="$project"})
 for argument in ${rest[@]+"${rest[@]}"}; do
     case "$argument" in --workdir=*) workdir="${argument#*=}" ;; esac
 done
+case "$action" in watch | create | launch)
+    [ -x "$python" ] || die "there is no $python; run pip install -e . in a .venv, or name one by PYTHON=..."
+    ;;
+esac
 case "$action" in watch | launch)
     [ "${#rest[@]}" -gt 0 ] || die "train.py needs flags; give them behind --, as in: -- --config=configs/base.py ..."
     [[ "$workdir" == gs://?* ]] ||
@@ -500,7 +535,8 @@ case "$action" in watch | launch)
     ;;
 esac
 case "$action" in watch | create)
-    [ -n "$accelerator" ] || die "what to create? Give --accelerator=TYPE, such as v5litepod-16 or v6e-16."
+    [ -n "$accelerator" ] || die "what to create? Give --accelerator=TYPE, such as v5e-16 or v6e-16."
+    accelerator="$(googles_name "$accelerator")" || exit 2
     case "$runtime,$accelerator" in # https://cloud.google.com/tpu/docs/runtimes
     ?*,*) ;;
     ,v[234]-*) runtime=tpu-ubuntu2204-base ;;
@@ -511,6 +547,7 @@ case "$action" in watch | create)
     esac
     ;;
 esac
+case "$action" in watch | launch) check_flags "${rest[@]}" ;; esac
 if [ -z "$dry" ]; then
     for program in gcloud git timeout; do
         command -v "$program" >/dev/null || die "there is no $program on the PATH; install it (timeout: coreutils)."

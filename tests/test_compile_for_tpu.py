@@ -12,19 +12,21 @@ import pytest
 
 from albert_jax.config import AlbertConfig
 from albert_jax.errors import OutOfMemoryError, UserError
-from albert_jax.training.chips import CHIPS, slice_of
+from albert_jax.training import planning
+from albert_jax.training.chips import slice_of
 from albert_jax.training.fitting import TooLarge, expected_memory
+from albert_jax.training.planning import Figures
 from albert_jax.training.recipe import pretraining
 from albert_jax.training.sharding import split_rows
 from scripts import compile_for_tpu
-from scripts.compile_for_tpu import Compiler, Figures, compile_step, fit, formula, parameters, report
+from scripts.compile_for_tpu import Compiler, compile_step, fit, formula, parameters, report
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="no libtpu here (scripts/test.sh installs it): nothing is compiled for TPUs",
 )
 SMALL, ROWS = slice_of("v5e:2x2"), 64
-SOURCE = inspect.getsource(compile_for_tpu._compiled)
+SOURCE = inspect.getsource(planning.compile_figures)
 
 
 def small(**changes):
@@ -249,6 +251,44 @@ def test_more_is_recomputed_only_where_a_single_row_is_too_large():
         fit(small(), SMALL, 64, pretend(1e20)[0])
 
 
+# --- GPUs -------------------------------------------------------------------------------------------------------------
+
+
+def test_gpus_are_fitted_by_a_formula_that_says_so(monkeypatch, capsys):
+    command = ["compile_for_tpu.py", "--config=configs/xxlarge.py", "--topology=8xH100", "--fit"]
+    monkeypatch.setattr("sys.argv", command)
+    assert compile_for_tpu.main(command) == 0
+    out = capsys.readouterr().out
+    for line in (
+        r"4,096 rows of 512 on 8 x H100",
+        r"with --config\.batch\.rows_per_device=(\d+) --config\.remat=dots_saveable: \d+ micro-batches of \1 rows a",
+        r"memory +fits in 90% of 80\.00 GB: [\d.]+ GB a device, by a formula .* and untried on H100",
+        r"step time +at least [\d,.]+ ms, at the peak of H100: nothing is known",
+    ):
+        assert re.search(line, out), (line, out)
+
+
+def test_what_no_gpu_can_hold_is_said_with_a_remedy(monkeypatch):
+    command = ["compile_for_tpu.py", "--config=configs/xxlarge.py", "--topology=L4", "--fit"]
+    command += ["--config.model.hidden_size=16384"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(OutOfMemoryError, match="nothing fits 1xL4: not even one row a device at a time"):
+        compile_for_tpu.main(command)
+
+
+def test_the_formula_is_within_its_stated_error_of_the_tables_memory():
+    cells = []
+    for line in compile_for_tpu.PAGE.read_text(encoding="utf-8").splitlines():
+        cell = [part.strip() for part in line.strip("|").split("|")]
+        if cell[0] in compile_for_tpu.SIZES:
+            config = importlib.import_module(f"configs.{cell[0]}").get_config()
+            config.attention = "xla"
+            each, planned = int(cell[3].split(" x ")[1]), 1e9 * float(cell[5].split(" of ")[0])
+            cells.append(expected_memory(config, slice_of(cell[1]).chips, each) / planned - 1)
+    assert len(cells) == 24
+    assert max(map(abs, cells)) <= planning.FORMULA_ERROR, cells
+
+
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
@@ -272,12 +312,34 @@ def test_the_table_stands_between_its_marks_and_the_rest_of_the_page_stays(monke
         compile_for_tpu.write_table((), (), compiler)
 
 
+def test_the_tables_command_brings_its_utilizations_into_costs_and_recipes(monkeypatch, tmp_path):
+    source = compile_for_tpu.ROOT
+    for name in ("docs/scaling.md", "albert_jax/training/costs.py", "configs/base.py", "configs/large.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((source / name).read_bytes())
+    page, code, recipe = tmp_path / "docs/scaling.md", tmp_path / "albert_jax/training/costs.py", tmp_path / "configs"
+    for name, place in (("ROOT", tmp_path), ("PAGE", page), ("COSTS", code)):
+        monkeypatch.setattr(compile_for_tpu, name, place)
+    kept = {size: dict(of) for size, of in compile_for_tpu.costs.UTILIZATION.items()}
+    monkeypatch.setattr(compile_for_tpu.costs, "UTILIZATION", kept)
+    compile_for_tpu.write_costs(("base", "large"))  # nothing has changed, and nothing does
+    for name in ("albert_jax/training/costs.py", "configs/base.py", "configs/large.py"):
+        assert (tmp_path / name).read_bytes() == (source / name).read_bytes()
+    lines = page.read_text().splitlines()
+    changed = [line.rsplit("|", 2)[0] + "| 40% |" if line.startswith("| base | v4-") else line for line in lines]
+    page.write_text("\n".join(changed))
+    compile_for_tpu.write_costs(("base", "large"))
+    assert '"base": {"v4": 0.40, "v5e"' in code.read_text()
+    assert re.search(r"Cost: .*chip-hours: 380 v4, ", (recipe / "base.py").read_text())  # half as many
+    assert (recipe / "large.py").read_bytes() == (source / "configs/large.py").read_bytes()
+
+
 @needs_libtpu
 def test_an_interrupted_table_goes_on_with_what_it_has_compiled(monkeypatch, compiled, kept):
     def must_not_compile(*_):
         raise AssertionError("compiled again")
 
-    monkeypatch.setattr(compile_for_tpu, "_compiled", must_not_compile)
+    monkeypatch.setattr(compile_for_tpu, "compile_figures", must_not_compile)
     monkeypatch.setattr(inspect, "getsource", lambda _: SOURCE)  # the digest covers what is replaced here
     again = Compiler(kept)(small(), SMALL, cut(1))
     assert isinstance(again, Figures)
@@ -287,48 +349,7 @@ def test_an_interrupted_table_goes_on_with_what_it_has_compiled(monkeypatch, com
         Compiler(kept)(small(**{"optimizer.b1": 0.8}), SMALL, cut(1))
 
 
-# --- slices -----------------------------------------------------------------------------------------------------------
-
-
-def test_slices_of_v4_and_v5p_are_named_by_cores_the_others_by_chips():
-    named = {name: slice_of(name) for name in compile_for_tpu.SLICES}
-    assert {name: (s.chips, s.cores, s.topology) for name, s in named.items()} == {
-        "v4-8": (4, 8, "v4:2x2x1"),
-        "v4-128": (64, 128, "v4:4x4x4"),
-        "v5e-16": (16, 16, "v5e:4x4"),
-        "v5e-256": (256, 256, "v5e:16x16"),
-        "v5p-128": (64, 128, "v5p:4x4x4"),
-        "v6e-256": (256, 256, "v6e:16x16"),
-    }
-    assert all(s.name == name and slice_of(s.topology) == s for name, s in named.items())
-
-
-def test_links_of_a_ring_carry_both_ways():
-    assert slice_of("v4-8").link_bandwidth == 2 * 4.5e10
-    assert slice_of("v4-128").link_bandwidth == 6 * 4.5e10
-    assert slice_of("v5e:4x16").link_bandwidth == (1 + 2) * 4.5e10
-    assert slice_of("v5e:1x1").link_bandwidth == 0
-
-
-def test_the_clock_is_the_peak_over_what_the_matrix_units_do_in_a_cycle():
-    units = {"v4": 8 * 128**2, "v5e": 4 * 128**2, "v5p": 8 * 128**2, "v6e": 4 * 256**2}
-    for chip in CHIPS:
-        if chip.links:
-            assert chip.peak == pytest.approx(2 * units[chip.name] * chip.clock, rel=0.005)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("v4", "'v4' is no TPU slice; give one like v4-128, v5e-16 or v5p:4x4x4, of v4, v5e, v5p, v6e"),
-        ("v9-8", "'v9-8' is no TPU slice"),
-        ("v5p:4x4", "'v5p:4x4' has 2 axes, but a slice of v5p has 3"),
-        ("v4-4", "the shape of 'v4-4' is not known; name it by its shape, or take one of v4-8, v4-16"),
-    ],
-)
-def test_unknown_slices_are_refused(name, message):
-    with pytest.raises(UserError, match=message):
-        slice_of(name)
+# --- the command line -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -357,16 +378,24 @@ def test_the_command_finds_the_recipes_from_anywhere(tmp_path):
     command = [sys.executable, script, f"--config={recipe}", "--topology=v9-8"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: 'v9-8' is no TPU slice; give one like")
+    assert done.stderr.startswith(
+        "error: 'v9-8' is neither a TPU slice nor a GPU that is known here; did you mean v4-8?"
+    )
 
 
 def test_a_missing_libtpu_is_named(monkeypatch):
-    monkeypatch.setattr(compile_for_tpu.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(planning.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"needs the package libtpu; pip install 'albert_jax\[tpu\]'"):
         compile_step(small(), SMALL, cut(1))
 
 
 @needs_libtpu
-def test_a_shape_that_libtpu_does_not_know_is_refused():
+def test_a_shape_that_the_compiler_does_not_know_is_refused():
     with pytest.raises(UserError, match="libtpu has no topology v5e:3x77"):
         compile_step(small(), slice_of("v5e:3x77"), cut(1))
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", ["v4-8", "v5e-16", "v5p-128", "v6e-16"])
+def test_devices_tell_which_slice_they_are(name):
+    assert planning.slice_of_devices(planning.topology_devices(slice_of(name))) == slice_of(name)

@@ -46,12 +46,16 @@ if answers.exists():
     sys.exit(first == "error")
 """
 )
-# What the N-th start of task I does is plan[N][I]: a status or SIGxxx, after `step K`, which saves a checkpoint, or
-# after `shell`, which sends SIGTERM to the job's shell, three processes up.
+# Outside a job it notes what it is to check. The N-th start of task I does plan[N][I]: a status or SIGxxx, after
+# `step K`, which saves a checkpoint, or after `shell`, which sends SIGTERM to the job's shell, three processes up.
 TRAIN = """
 import json, os, pathlib, signal, sys
 
 place = pathlib.Path(os.environ["PLACE"])
+if "SLURM_PROCID" not in os.environ:
+    (place / "checked").write_text(json.dumps(sys.argv[1:]))
+    print("model 2 layers")
+    sys.exit()
 index = int(os.environ["SLURM_PROCID"])
 begun = len(list(place.glob(f"started-{index}.*")))
 noted = {"arguments": sys.argv[1:], "local": os.environ["SLURM_LOCALID"], "cpus": os.environ.get("SRUN_CPUS_PER_TASK")}
@@ -117,6 +121,11 @@ class Cluster:
         calls = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [call for call in calls if call[0] in names]
 
+    def checked(self) -> list[str] | None:
+        """What train.py was given to check."""
+        path = self.place / "checked"
+        return json.loads(path.read_text()) if path.exists() else None
+
     def requeued(self) -> int:
         """How often the job was put back into the queue."""
         return self.calls("scontrol").count(["scontrol", "requeue", "4711"])
@@ -173,6 +182,26 @@ def test_a_dry_run_prints_the_command_that_a_run_gives(cluster: Cluster) -> None
     assert printed.returncode == 0 and cluster.calls("sbatch") == []
     cluster.submit(*options)
     assert [shlex.split(line) for line in printed.stdout.splitlines()] == cluster.calls("sbatch")
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_flags_are_checked_before_a_job_is_submitted(cluster: Cluster, dry: list[str]) -> None:
+    done = cluster.submit("--gpus-per-node=2", *dry)
+    assert done.returncode == 0 and "model 2 layers" in done.stderr
+    assert cluster.checked() == ["--check=config", *cluster.flags]
+    cluster.submit("--data-elsewhere", "--gpus-per-node=2", *dry)
+    assert cluster.checked() == ["--check=fields", *cluster.flags]
+    assert not any("--data-elsewhere" in call for call in cluster.calls("sbatch"))
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_what_train_py_refuses_is_not_submitted(cluster: Cluster, dry: list[str]) -> None:
+    shutil.copy(ROOT / "train.py", cluster.checkout / "train.py")
+    flags = [f"--config={ROOT}/configs/base.py", f"--workdir={cluster.workdir}", "--config.data.pth="]
+    done = cluster.submit("--gpus-per-node=2", *dry, flags=flags, PYTHONPATH=str(ROOT))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: the config has no field 'config.data.pth'; the nearest is 'config.data.path'.\n"
+    assert cluster.calls("sbatch") == []
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ echo "$1" >>PLACE/sleeps
 [ -e PLACE/until-ended ] || exit 0
 for pid in $(cat PLACE/worker-*/albert_jax/job/pid); do timeout 60 tail --pid="$pid" -s 0.1 -f /dev/null; done
 """
-# What a start does is the next word of ~/plan: a status, SIGxxx, or `wait`, which saves on SIGTERM.
+# On this machine it notes in CHECKED what it is to check. What a start on a worker does is the next word of ~/plan: a
+# status, SIGxxx, or `wait`, which saves on SIGTERM.
 TRAIN = """
 import json, os, pathlib, signal, sys
 
@@ -76,6 +77,9 @@ def saved(number, frame):
     print("saved", flush=True)
     os._exit(75)
 
+if sys.argv[1].startswith("--check="):
+    pathlib.Path(os.environ["CHECKED"]).write_text(json.dumps(sys.argv[1:]))
+    sys.exit()
 home = pathlib.Path.home()
 signal.signal(signal.SIGTERM, saved)
 with (home / "started").open("a") as file:
@@ -153,6 +157,7 @@ class Pod:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs it."""
         environment = os.environ | {"PATH": f"{self.place / 'bin'}:{os.environ['PATH']}", "TMPDIR": str(self.place)}
+        environment |= {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "CHECKED": str(self.place / "checked")}
         command = ["bash", str(self.repository / "scripts" / "tpu_pod.sh"), *arguments]
         return subprocess.run(command, env=environment, cwd=self.place, capture_output=True, text=True, timeout=120)
 
@@ -237,6 +242,33 @@ def test_the_runtime_fits_the_accelerator(pod: Pod, accelerator: str, runtime: s
     assert "--runtime-version=mine " in printed
 
 
+@pytest.mark.parametrize("name", ["v5e-16", "v5litepod-16"])
+def test_gcloud_is_given_googles_name_of_a_slice(pod: Pod, name: str) -> None:
+    printed = pod.run("create", *WHERE, f"--accelerator={name}", "--dry-run").stdout
+    assert "--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite " in printed
+
+
+@pytest.mark.parametrize(("path", "look"), [("gs://bucket/data", "config"), ("/data", "fields")])
+def test_flags_are_checked_before_anything_is_created_or_launched(pod: Pod, path: str, look: str) -> None:
+    flags = (*FLAGS, f"--config.data.path={path}")
+    for arguments in (("watch", *SLICE), ("launch", *WHERE)):
+        assert pod.run(*arguments, "--dry-run", *flags).returncode == 0
+        checked = pod.place / "checked"
+        assert json.loads(checked.read_text()) == [f"--check={look}", *flags[1:]]
+        checked.unlink()
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_what_train_py_refuses_is_not_launched(pod: Pod, tmp_path: pathlib.Path, dry: tuple[str, ...]) -> None:
+    shutil.copytree(pod.repository, tmp_path / "repository")
+    shutil.copy(ROOT / "train.py", tmp_path / "repository" / "train.py")
+    pod.repository = tmp_path / "repository"
+    flags = ("--", f"--config={ROOT}/configs/base.py", "--workdir=gs://b/w", "--config.data.pth=gs://b/data")
+    done = pod.run("watch", *SLICE, *dry, *flags)
+    assert (done.returncode, done.stdout, pod.calls()) == (2, "", [])
+    assert done.stderr == "error: the config has no field 'config.data.pth'; the nearest is 'config.data.path'.\n"
+
+
 ACTIONS: dict[str, tuple[str, ...]] = {
     "create": SLICE,
     "install": (*WHERE, "--connect-flag=--internal-ip"),
@@ -301,7 +333,8 @@ def test_the_commit_is_cloned_where_a_repository_is_named(pod: Pod, repository: 
         (("create", "--zone=z", "--accelerator=v6e-8"), "--name"),
         (("create", "--name=n", "--accelerator=v6e-8"), "--zone"),
         (("create", *WHERE), "--accelerator"),
-        (("create", *WHERE, "--accelerator=v9-8"), "v9-8"),
+        (("create", *WHERE, "--accelerator=v9-8"), "did you mean v4-8?"),
+        (("create", *WHERE, "--accelerator=v5e:4x4"), "v5e:4x4"),
         (("create", *SLICE, "--patience=soon"), "'soon'"),
         (("watch", *SLICE, "--restarts=-1", *FLAGS), "'-1'"),
         (("launch", *WHERE), "train.py"),

@@ -27,14 +27,28 @@ def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
         raise UserError("no data set is named; give one with --config.data.path=DIRECTORY.")
     if not file.is_file():
         raise UserError(f"{path} holds no data set (no manifest.json); make one with `python -m pretrain_data build`.")
+    return parse_manifest(file.read_text(encoding="utf-8"), file)
+
+
+def parse_manifest(text: str | bytes, file: object) -> dict[str, Any]:
+    """What a manifest says.
+
+    Args:
+      text: of the file.
+      file: its name, for the message.
+
+    Raises:
+      UserError: where it is no manifest, or one of another format.
+    """
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads(text)
     except ValueError as e:
         raise UserError(f"{file} is not valid JSON ({e}); build the data set again.") from e
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise UserError(f"{file} has format {found!r}, not {FORMAT}; build the data set again.")
-    return manifest
+    values: dict[str, Any] = manifest
+    return values
 
 
 def map_array(file: pathlib.Path) -> np.ndarray:
