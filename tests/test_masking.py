@@ -284,5 +284,5 @@ def test_pieces_are_masked_by_themselves_where_words_are_not_to_be_whole(topics:
 
 
 def test_words_with_equal_random_numbers_keep_their_order() -> None:
-    for keys in (np.random.default_rng(0).integers(0, 50, 400, np.uint64), np.arange(300, 0, -1, np.uint64)):
+    for keys in (np.random.default_rng(0).integers(0, 50, 400, np.uint64), np.arange(300, 0, -1).astype(np.uint64)):
         assert masking._order(keys).tolist() == sorted(range(len(keys)), key=keys.tolist().__getitem__)

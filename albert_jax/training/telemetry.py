@@ -107,7 +107,7 @@ class Telemetry:
         self._events = SummaryWriter(str(self.directory / _EVENTS), purge_step=step + 1, filename_suffix=suffix)
         self._event_files += 1
 
-    def log(self, step: int, values: Mapping[str, float], clocked: Mapping[str, float], *, kind: str = "train") -> None:
+    def log(self, step: int, values: Mapping[str, Any], clocked: Mapping[str, float], *, kind: str = "train") -> None:
         """Writes and shows the interval that ends at `step`.
 
         Args:

@@ -16,6 +16,7 @@ program that runs in one process.
 import argparse
 import contextlib
 import glob
+import itertools
 import os
 import pathlib
 import random
@@ -36,12 +37,13 @@ from goals import print_goal, print_header
 from albert_jax.data.google_words import google_starts_word
 from albert_jax.data.loader import Loader
 from albert_jax.data.plan import make_plan
+from albert_jax.data.rows import Batch
 from albert_jax.data.store import TextStore, read_manifest
 from albert_jax.data.tfrecords import write_record
 from albert_jax.data.vocabulary import Vocabulary
 from albert_jax.training.data import open_data, plan_settings
-from albert_jax.training.legs import make_legs
-from albert_jax.training.sharding import make_mesh
+from albert_jax.training.legs import made_rows, make_legs
+from albert_jax.training.sharding import Rows, make_mesh, split_rows
 from pretrain_data.recipes import load_recipe
 from pretrain_data.sentences import SentenceSplitter
 from pretrain_data.show import with_data
@@ -53,6 +55,7 @@ PACKAGES = ("sentencepiece", "pyicu-wheels", "array_record", "tensorflow-dataset
 SLOTS, PREDICTIONS = 512, 20  # the original's
 STREAM_SECONDS = 5.0
 DEVICES = 8  # H100: they train ALBERT-base at 5.5 M real tokens a second
+ROWS_PER_DEVICE = 64  # that one takes at a time
 Documents = list[list[str]]
 
 
@@ -358,8 +361,16 @@ def feed(data: pathlib.Path) -> None:
     """What one process that holds eight devices prepares for them: the loader as training uses it, default settings."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    (leg,) = make_legs(with_data(load_recipe(None, []), data), make_mesh(DEVICES))
-    with contextlib.closing(Loader(leg.batch, leg.draws(0, 0), ahead=leg.config.data.prefetch)) as loader:
+    mesh = make_mesh(DEVICES)
+    (leg,) = make_legs(with_data(load_recipe(None, []), data), mesh)
+    count = leg.rows_per_step
+    rows = Rows(mesh, split_rows(count, DEVICES, ROWS_PER_DEVICE))
+
+    def make(start: int) -> Batch:
+        return made_rows(leg.data.train.batch, rows, start, count)
+
+    starts = itertools.count(0, count)
+    with contextlib.closing(Loader(make, starts, ahead=leg.config.data.prefetch)) as loader:
         batches = iter(loader)
         next(batches)  # the epoch's order is computed for it
         tokens, spent, began = 0, time.process_time(), time.perf_counter()
@@ -367,7 +378,7 @@ def feed(data: pathlib.Path) -> None:
             tokens += int(np.count_nonzero(next(batches)[1].example_ids))
         seconds, cores = time.perf_counter() - began, time.process_time() - spent
     print(
-        f"one process, batches of {leg.rows.count:,} rows, {leg.config.data.prefetch} threads: {cores / seconds:.2f} "
+        f"one process, batches of {count:,} rows, {leg.config.data.prefetch} threads: {cores / seconds:.2f} "
         f"cores busy, {tokens / cores / 1e6:.2f} M real tokens a CPU second"
     )
     print_goal(f"what one process feeds to {DEVICES} devices, real tokens a second", tokens / seconds / 1e6, 5.5, "M")
