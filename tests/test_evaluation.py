@@ -12,10 +12,10 @@ import pytest
 from scipy import stats
 
 from albert_jax.data.stream import IGNORED, Batch
-from albert_jax.training.checkpoint import load_parameters
 from albert_jax.training.data import open_data
 from albert_jax.training.evaluation import EvalStep, Evaluator, unigram_loss, wilson_interval
 from albert_jax.training.objective import evaluate_rows, zero_totals
+from albert_jax.training.restoring import load_parameters
 from albert_jax.training.sharding import make_mesh
 from albert_jax.training.step import abstract_model, make_eval_step
 from tests.runs import TINY, records
