@@ -80,8 +80,8 @@ def check_format(identity: dict[str, Any], workdir: str | os.PathLike[str]) -> N
     Raises:
       UserError: naming the version that can go on with it.
     """
-    found, version = identity.get("format", 1), identity["versions"]["albert_jax"]
-    if found != FORMAT:
+    if (found := identity.get("format", 1)) != FORMAT:
+        version = identity["versions"]["albert_jax"]
         weights = f", or start from its weights by --config.init_from={workdir} in a new --workdir"
         raise UserError(
             f"{workdir} was written by albert_jax {version} in format {found}, and albert_jax {albert_jax.__version__} "
