@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
     from albert_jax.tokenization import AlbertTokenizer, AlbertTokenizerFast
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "AlbertConfig",
     "AlbertTokenizer",

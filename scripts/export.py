@@ -53,7 +53,7 @@ def export(
     # Imported here because Orbax takes seconds to load, and a misspelt path should not have to wait for it.
     from flax import traverse_util
 
-    from albert_jax.training.checkpoint import load_parameters
+    from albert_jax.training.restoring import load_parameters
     from albert_jax.training.telemetry import read_metrics
 
     params, meta = load_parameters(workdir, step)

@@ -364,6 +364,7 @@ def _cell(value: Any) -> str:
 
 
 _OWN = ("step", "kind", "timing", "time", "wall_s", "lost_steps", "lost_s", "from")
+_HAPPENED = {"start": "started", "branch": "branched", "resume": "resumed", "rollback": "rolled back"}
 
 
 def events(runs: Sequence[Run]) -> list[Row]:
@@ -377,8 +378,12 @@ def events(runs: Sequence[Run]) -> list[Row]:
                 lost = record.get("lost_steps", record["from"] - record["step"] if "from" in record else None)
                 details = ", ".join(f"{key} {_cell(value)}" for key, value in record.items() if key not in _OWN)
                 when = _moment(record.get("time")), _seconds(record.get("wall_s"))
-                what = {"start": "started", "resume": "resumed", "rollback": "rolled back"}.get(record["kind"])
-                at = what or record["kind"], f"{record['step']:,}", _cell(lost), _seconds(record.get("lost_s"))
+                at = (
+                    _HAPPENED.get(record["kind"], record["kind"]),
+                    f"{record['step']:,}",
+                    _cell(lost),
+                    _seconds(record.get("lost_s")),
+                )
                 rows.append((run.name, *when, *at, details))
     return rows
 

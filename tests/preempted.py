@@ -322,7 +322,7 @@ def _report_all(reporter: Reporter) -> None:
     import jax
     import orbax.checkpoint as ocp
 
-    from albert_jax.training import checkpoint, evaluation, loop, saved_steps, writer
+    from albert_jax.training import evaluation, loop, restoring, saved_steps, writer
     from albert_jax.training.interruption import Interruption
 
     def nothing(*args: Any) -> None:
@@ -361,8 +361,8 @@ def _report_all(reporter: Reporter) -> None:
     for owner, name in (
         (loop.Run, "_take_step"),
         (evaluation.Evaluator, "_targets"),
-        (checkpoint, "_load_items"),
-        (checkpoint, "_compare"),
+        (restoring, "_load_items"),
+        (restoring, "_compare"),
         (ocp.AsyncCheckpointer, "save"),
         (writer.Writer, "_finish_folder"),
     ):

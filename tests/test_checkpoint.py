@@ -23,10 +23,12 @@ import pytest
 from jax.sharding import Mesh
 
 from albert_jax.errors import UserError
-from albert_jax.training import checkpoint, writer
-from albert_jax.training.checkpoint import ATTEMPTS, Checkpoints, load_parameters
+from albert_jax.training import checkpoint, restoring, writer
+from albert_jax.training.checkpoint import ATTEMPTS, Checkpoints
+from albert_jax.training.compatibility import FORMAT
 from albert_jax.training.guard import new_guard
 from albert_jax.training.identity import claim_workdir
+from albert_jax.training.restoring import load_parameters
 from albert_jax.training.saved_steps import SavedSteps
 from albert_jax.training.sharding import make_mesh
 from albert_jax.training.step import TrainState, initial_parameters, initial_state
@@ -46,6 +48,7 @@ NEWEST, BEFORE = STEPS, TINY["checkpoint.every"] * 2
 
 
 SOME_RUN = {
+    "format": FORMAT,
     "config": {},
     "data_fingerprint": "d",
     "vocabulary_sha256": "v",
@@ -533,7 +536,7 @@ def test_a_step_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monke
         (MemoryError(), "does not fit into the memory of process 0; use more"),
     ):
         with monkeypatch.context() as broken:
-            broken.setattr(checkpoint.ocp.StandardCheckpointHandler, "restore", raising(error))
+            broken.setattr(restoring.ocp.StandardCheckpointHandler, "restore", raising(error))
             with pytest.raises(UserError, match=f"^checkpoint 2 of .* {told}"):
                 restored_step(tmp_path)
     assert restored_step(tmp_path) == 2

@@ -21,8 +21,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from albert_jax.errors import UserError
-from albert_jax.training import checkpoint, distributed, writer
+from albert_jax.training import checkpoint, distributed, restoring, writer
 from albert_jax.training.checkpoint import Checkpoints
+from albert_jax.training.compatibility import FORMAT
 from albert_jax.training.guard import Guard
 from albert_jax.training.lock import WorkdirLock
 from albert_jax.training.step import TrainState
@@ -35,6 +36,7 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
 }
 RUN: dict[str, Any] = {
+    "format": FORMAT,
     "config": {},
     "data_fingerprint": "d",
     "vocabulary_sha256": "v",
@@ -146,7 +148,7 @@ class _Process:
 
     def damage_in_one(self) -> None:
         """Process 1 cannot read its part of the newest step, for good; then process 0 cannot, for now."""
-        load = checkpoint._load_items
+        load = restoring._load_items
         broken, error = 1, Exception("its bytes are wrong")
 
         def failing(folder: Any, targets: Any) -> Any:
@@ -154,7 +156,7 @@ class _Process:
                 raise error
             return load(folder, targets)
 
-        checkpoint._load_items = failing
+        restoring._load_items = failing
         self.warnings.clear()
         self.told["damaged in 1"] = (self.restored(), list(self.warnings), self.listed())
         checkpoints = Checkpoints(self.workdir, 2, RUN, self.lock)
@@ -165,7 +167,7 @@ class _Process:
             self.told["unreadable in 0"] = self.restored()
         except UserError as e:
             self.told["unreadable in 0"] = str(e)
-        checkpoint._load_items = load
+        restoring._load_items = load
 
     def listed(self) -> list[str]:
         return sorted(path.name for path in (self.workdir / "checkpoints").iterdir())

@@ -334,7 +334,7 @@ def test_a_data_set_in_the_store_is_trained_on_and_the_run_there_exported(
     commands: Commands, object_store: ObjectStore, uploaded, vocabulary, local, tmp_path
 ):
     from albert_jax import AlbertTokenizer, FlaxAlbertForMaskedLM
-    from albert_jax.training.checkpoint import load_parameters
+    from albert_jax.training.restoring import load_parameters
 
     done(commands.run(*build(vocabulary, DATA, *uploaded)))
     printed = done(commands.run(*train(RUN, DATA)))

@@ -16,10 +16,10 @@ from scipy import stats
 from albert_jax.data.stream import IGNORED, Batch, Stream
 from albert_jax.model import Parameters
 from albert_jax.training import evaluation
-from albert_jax.training.checkpoint import load_parameters
 from albert_jax.training.data import open_data
 from albert_jax.training.evaluation import EvalStep, Evaluator, make_count_targets, unigram_loss, wilson_interval
 from albert_jax.training.objective import Totals, evaluate_rows, zero_totals
+from albert_jax.training.restoring import load_parameters
 from albert_jax.training.sharding import by_rows, make_mesh
 from albert_jax.training.step import abstract_model, make_eval_step
 from tests.runs import TINY, records

@@ -21,6 +21,7 @@ from albert_jax.config import AlbertConfig
 from albert_jax.model import FlaxAlbertForPreTraining
 from albert_jax.tokenization import AlbertTokenizer
 from albert_jax.training.checkpoint import Checkpoints
+from albert_jax.training.compatibility import FORMAT
 from albert_jax.training.identity import versions
 from albert_jax.training.recipe import pretraining
 from albert_jax.training.sharding import make_mesh
@@ -62,6 +63,7 @@ def make_workdir(workdir: pathlib.Path, architecture: AlbertConfig) -> pathlib.P
     train = {"documents": 12, "sentences": 3456, "tokens": 78901}
     flags = {"size": 600, "do_lower_case": False, "keep_accents": True}
     identity = {
+        "format": FORMAT,
         "config": config.to_dict(),
         "model": architecture.to_dict(),
         "data": {"vocabulary": flags, "splits": {"train": train}, "created_by": "albert_jax 9.8.7"},

@@ -17,11 +17,11 @@ from albert_jax.convert.google import save_google_checkpoint
 from albert_jax.errors import UserError
 from albert_jax.model import FlaxAlbertForPreTraining
 from albert_jax.training import initialization
-from albert_jax.training.checkpoint import load_parameters
 from albert_jax.training.initialization import starting_parameters
 from albert_jax.training.interruption import Interruption
 from albert_jax.training.lock import WorkdirLock
 from albert_jax.training.loop import Run
+from albert_jax.training.restoring import load_parameters
 from albert_jax.training.step import initial_parameters
 from tests.runs import TINY
 

@@ -27,9 +27,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from albert_jax.training.checkpoint import load_parameters
 from albert_jax.training.digests import digests
 from albert_jax.training.interruption import EXIT_INTERRUPTED
+from albert_jax.training.restoring import load_parameters
 from albert_jax.training.watchdog import EXIT_STUCK
 from albert_jax.training.writer import META
 from scripts.launch import free_port

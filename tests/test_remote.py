@@ -25,8 +25,9 @@ from albert_jax.data.store import FORMAT
 from albert_jax.errors import UserError
 from albert_jax.remote import publish
 from albert_jax.training import checkpoint
-from albert_jax.training.checkpoint import Checkpoints, load_parameters
+from albert_jax.training.checkpoint import Checkpoints
 from albert_jax.training.identity import claim_workdir
+from albert_jax.training.restoring import load_parameters
 from albert_jax.training.saved_steps import SavedSteps
 from albert_jax.training.telemetry import Telemetry, read_metrics
 from tests.object_store import ObjectStore, forget

@@ -282,7 +282,8 @@ class BakedStream:
       fingerprint: 64 hex digits that identify the records of the files in order: sha256 over each file's number of
         records, and over each record's length and stored CRC32C. The records themselves are compared with their CRC32C
         whenever they are read. Names, folders and times have no part in it.
-      digest: 64 hex digits, of the fingerprint and of all that decides which record is in which row, but the seed.
+      packing, digest: 64 hex digits, of the fingerprint and of all that decides which record is in which row, but the
+        seed.
 
     Raises:
       UserError: where a file is missing, damaged or compressed, the first record is none of Google's, or all files are
@@ -309,7 +310,7 @@ class BakedStream:
         contents = [[file.records, file.digest] for file in self._files]
         self.fingerprint = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
         layout = [VERSION, self.fingerprint, BLOCK, WINDOW, self.slots, self.mask_slots]
-        self.digest = hashlib.sha256(json.dumps(layout).encode()).hexdigest()
+        self.packing = self.digest = hashlib.sha256(json.dumps(layout).encode()).hexdigest()
         self._epoch_order = Latest(self._make_epoch_order)
         self._window_records = Latest(self._read_window, KEPT)
 

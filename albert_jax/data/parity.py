@@ -126,7 +126,7 @@ class GoogleStream:
         self._counting = threading.Lock()
         self.rows, self.examples_per_row = self._begins[1], 1.0
         key = ["google", 1, dataclasses.asdict(settings), next_sentence]
-        self.digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        self.packing = self.digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
     def describe(self) -> str:
         """One line for the log."""

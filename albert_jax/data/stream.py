@@ -29,7 +29,8 @@ class Stream(Protocol):
     Attributes:
       rows: rows in an epoch as planned; epochs may differ from it.
       examples_per_row: their mean number.
-      digest: of everything besides the text that decides which examples share a row.
+      packing: digest of everything besides the text that decides which examples share a row.
+      digest: of that, and of how often each row is used.
       fingerprint: of the text.
       unigrams: int64 [V], how often each id occurs in the text.
     """
@@ -39,6 +40,9 @@ class Stream(Protocol):
 
     @property
     def examples_per_row(self) -> float: ...
+
+    @property
+    def packing(self) -> str: ...
 
     @property
     def digest(self) -> str: ...
@@ -120,6 +124,7 @@ class PretrainingStream:
         weights = weights or dict.fromkeys(store.sources, Fraction(1))
         self.mixture = Mixture(plan.source_rows, weights, seed=seed, shuffle=shuffle)
         self.rows, self.examples_per_row = self.mixture.rows, plan.examples_per_row
+        self.packing = plan.digest
         key = [plan.digest, [[name, str(weight)] for name, weight in weights.items()]]
         self.digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         self._flips = None if shuffle else np.cumsum(plan.example_sizes > 1) % 2 == 1

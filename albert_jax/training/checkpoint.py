@@ -12,61 +12,28 @@ step is whole once it has its last object, `commit_success.txt`.
 
 import contextlib
 import functools
-import hashlib
-import itertools
-import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
-from flax import nnx
-
-from albert_jax.config import AlbertConfig
 from albert_jax.errors import UserError
-from albert_jax.model import FlaxAlbertForPreTrainingModule, Parameters, parameters
-from albert_jax.remote import check_bucket, first_line, is_remote, named_refusals, refusal
-from albert_jax.training.agreement import agree
-from albert_jax.training.digests import compile_digests, digests, start_digests
+from albert_jax.remote import check_bucket, first_line, is_remote, named_refusals
+from albert_jax.training.compatibility import check_same_run
+from albert_jax.training.digests import compile_digests, start_digests
 from albert_jax.training.distributed import by_first, first
-from albert_jax.training.identity import check_same_run
 from albert_jax.training.lock import WorkdirLock
+from albert_jax.training.restoring import DamagedError, Restored, items_of, restore_step, seal
 from albert_jax.training.saved_steps import SavedSteps, absolute
 from albert_jax.training.step import TrainState
-from albert_jax.training.writer import META, Writer
+from albert_jax.training.writer import Writer
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 2  # of what a checkpoint holds and how
 ATTEMPTS = 3  # of a save that training waits for: the last one, or that of an interruption
 PAUSE = 1.0  # seconds between them
 NOTICED = 1.0  # seconds that training waits for a save before it says so
-_restorations = itertools.count()  # all processes try to restore the same steps in the same order
-
-
-# --- saving and restoring ---------------------------------------------------------------------------------------------
-
-
-def _seal(meta: dict[str, Any]) -> str:
-    """sha256 of everything in `meta` but the seal itself: a changed digit in the position would show nowhere else."""
-    rest = {name: value for name, value in meta.items() if name != "seal"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-class Restored(NamedTuple):
-    """A checkpoint: the state, and everything in `meta`, such as step, position (rows of the stream) and interval."""
-
-    state: TrainState
-    meta: dict[str, Any]
-
-
-class _DamagedError(Exception):
-    """A checkpoint whose arrays are not the ones that were saved."""
 
 
 class Checkpoints:
@@ -134,14 +101,8 @@ class Checkpoints:
         Args:
           like: shapes, dtypes and shardings, as `jax.ShapeDtypeStruct` or arrays.
         """
-        for tree in self._items(like).values():
+        for tree in items_of(like).values():
             compile_digests(tree)
-
-    @staticmethod
-    def _items(state: TrainState) -> dict[str, Any]:
-        """What a checkpoint holds, in two parts: an export needs the parameters alone."""
-        rest = state._asdict()
-        return {"params": rest.pop("params"), "rest": rest}
 
     @property
     def steps(self) -> list[int]:
@@ -184,13 +145,13 @@ class Checkpoints:
     def _start(self, state: TrainState, progress: dict[str, Any]) -> None:
         if self._lock is not None:
             self._lock.check()
-        items = self._items(state)
+        items = items_of(state)
         digests_of = {name: start_digests(tree) for name, tree in items.items()}
 
         def meta() -> dict[str, Any]:
             digests = {name: read() for name, read in digests_of.items()}
-            content = self._identity | progress | {"format": FORMAT, "digests": digests}
-            return content | {"seal": _seal(content)}
+            content = self._identity | progress | {"digests": digests}
+            return content | {"seal": seal(content)}
 
         step = self._under_way = progress["step"]
         old = self._no_longer_kept([*self._steps, step])
@@ -318,8 +279,8 @@ class Checkpoints:
         steps = self._steps[::-1] if steps is None else steps
         for step in steps:
             try:
-                restored = self._restore_step(step, like)
-            except _DamagedError as e:
+                restored = restore_step(self._saved.path(step), like, self._check)
+            except DamagedError as e:
                 if first():
                     _log.warning("checkpoint %s of %s is damaged (%s); trying the one before.", step, self.directory, e)
                 damaged.append(step)
@@ -355,131 +316,5 @@ class Checkpoints:
                 self._saved.set_aside(step)
             self._saved.forget_damaged(before=restored)
 
-    def _restore_step(self, step: int, like: TrainState) -> Restored:
-        """One step, exactly as it was saved.
-
-        Raises:
-          _DamagedError: in all processes, where a part of it is not what was saved.
-        """
-        meta = _judged(by_first(lambda: self._verdict(step, lambda: self._load_meta(step))))
-        targets = self._items(like)
-        loaded: dict[str, Any] = {}
-        verdict = self._verdict(step, lambda: loaded.update(_load_items(self._saved.path(step), targets)))
-        words = agree(f"albert_jax/restore/{next(_restorations)}", json.dumps(verdict))
-        for other in sorted(map(json.loads, words), key=lambda other: "unreadable" not in other):
-            _judged(other)
-        _compare(loaded, meta)  # all processes come to the same result
-        return Restored(TrainState(params=loaded["params"], **loaded["rest"]), meta)
-
-    def _load_meta(self, step: int) -> dict[str, Any]:
-        meta = _read_meta(self._saved.path(step))
+    def _check(self, meta: dict[str, Any]) -> None:
         check_same_run(meta, self._identity, self.directory.parent)
-        return meta
-
-    def _verdict(self, step: int, load: Callable[[], Any]) -> dict[str, Any]:
-        """What a load gives, or why it gives nothing: that is damage, as the run is the same, or the storage failed."""
-        name = f"checkpoint {step} of {self.directory}"
-        try:
-            return {"loaded": load()}
-        except UserError:
-            raise
-        except MemoryError:
-            return {"unreadable": f"{name} does not fit into the memory of process {jax.process_index()}; use more."}
-        except Exception as e:
-            if not (unreadable := _unreadable(e, self.directory)):
-                return {"damaged": first_line(e)}
-            why = first_line(unreadable)
-            return {"unreadable": f"{name} cannot be read ({why}); see to the storage and run the same command again."}
-
-
-def _judged(verdict: dict[str, Any]) -> Any:
-    if "unreadable" in verdict:
-        raise UserError(verdict["unreadable"])
-    if "damaged" in verdict:
-        raise _DamagedError(verdict["damaged"])
-    return verdict["loaded"]
-
-
-def _read_meta(folder: epath.Path) -> dict[str, Any]:
-    """A step's `meta`, compared with its seal."""
-    meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
-    if meta.get("seal") != _seal(meta):
-        raise _DamagedError("its meta is not what was saved")
-    return meta
-
-
-def _load_items(folder: epath.Path, targets: dict[str, Any]) -> dict[str, Any]:
-    """Restores a step's items, each process its part. No process waits for another here."""
-
-    def load(name: str, tree: Any) -> Any:
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
-        return ocp.StandardCheckpointHandler().restore(folder / name, args=ocp.args.StandardRestore(target))
-
-    return {name: load(name, tree) for name, tree in targets.items()}
-
-
-def _compare(loaded: dict[str, Any], meta: dict[str, Any]) -> None:
-    """Refuses arrays whose digests are not those that were saved."""
-    for name, tree in loaded.items():
-        expected, found = meta["digests"][name], digests(tree)
-        wrong = [path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path)]
-        if wrong:
-            raise _DamagedError(
-                f"{len(wrong)} arrays of {name!r} are not those that were saved, e.g. {sorted(wrong)[0]}"
-            )
-
-
-def _unreadable(e: Exception, checkpoints: epath.Path) -> BaseException | None:
-    """The error by which the storage as such failed; None where something in it is missing or damaged."""
-    if (found := refusal(e)) or is_remote(checkpoints):
-        return found
-    return e if isinstance(e, OSError) and not isinstance(e, (FileNotFoundError, NotADirectoryError)) else None
-
-
-# --- reading parameters alone -----------------------------------------------------------------------------------------
-
-
-def load_parameters(workdir: str | os.PathLike[str], step: int | None = None) -> tuple[Parameters, dict[str, Any]]:
-    """The parameters of a run, for export or as a start for another run; its lock is not needed.
-
-    Args:
-      workdir: a training workdir.
-      step: which checkpoint; the newest where None.
-
-    Returns:
-      Nested dict of float32 NumPy arrays, and the checkpoint's `meta`.
-
-    Raises:
-      UserError: where there is no such checkpoint or it is damaged.
-    """
-    checkpoints = absolute(workdir) / "checkpoints"
-    with named_refusals(checkpoints):
-        steps = SavedSteps(checkpoints).whole()
-        if not steps and not checkpoints.is_dir():
-            raise UserError(f"{workdir} holds no checkpoints; give the --workdir of a training run.")
-        if not steps or (step is not None and step not in steps):
-            wanted = "" if step is None else f" {step}"
-            raise UserError(f"{checkpoints} has no checkpoint{wanted}; it has {steps or 'none yet, so train first'}.")
-        step = steps[-1] if step is None else step
-        try:
-            return _load_parameters(checkpoints / str(step))
-        except UserError:
-            raise
-        except Exception as e:
-            if is_remote(checkpoints) and refusal(e):
-                raise
-            raise UserError(
-                f"checkpoint {step} of {checkpoints} is damaged ({first_line(e)}); choose another of {steps} with "
-                "--step."
-            ) from e
-
-
-def _load_parameters(folder: epath.Path) -> tuple[Parameters, dict[str, Any]]:
-    meta = _read_meta(folder)
-    config = AlbertConfig.from_dict(meta["config"]["model"])
-    shapes = nnx.eval_shape(lambda: parameters(FlaxAlbertForPreTrainingModule(config, rngs=nnx.Rngs(0))))
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-    loaded = _load_items(folder, {"params": target})
-    _compare(loaded, meta)
-    return jax.tree.map(np.asarray, loaded["params"]), meta

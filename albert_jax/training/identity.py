@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What makes a run this run: `run.json`, which refuses a workdir to any other run."""
 
+import contextlib
 import json
 import logging
 import os
+import pathlib
 import platform
 from typing import Any
 
@@ -14,16 +16,17 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import traverse_util
 from jax.sharding import Mesh
 
 import albert_jax
 from albert_jax.errors import UserError
 from albert_jax.remote import directory, first_line, is_remote, named_refusals
+from albert_jax.training.branching import parent_of
+from albert_jax.training.compatibility import check_same_run, flat, tell_of_gone_fields
 from albert_jax.training.distributed import by_first, meet
-from albert_jax.training.recipe import RESUMABLE_FIELDS
+from albert_jax.training.left_out import forget_left_out
+from albert_jax.training.restoring import DamagedError, read_meta
 from albert_jax.training.saved_steps import SavedSteps, absolute
-from albert_jax.training.writer import META
 
 _log = logging.getLogger(__name__)
 
@@ -46,37 +49,8 @@ def versions(mesh: Mesh) -> dict[str, str]:
     }
 
 
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    return traverse_util.flatten_dict(config, sep=".")
-
-
-def check_same_run(saved: dict[str, Any], current: dict[str, Any], workdir: str | os.PathLike[str]) -> None:
-    """Refuses to go on with another data set, vocabulary or configuration; other versions are only warned of.
-
-    Args:
-      saved: identity of the run that the workdir belongs to.
-      current: identity of the run that is starting.
-      workdir: named in the message.
-
-    Raises:
-      UserError: naming every difference that matters.
-    """
-    old, new = _flat(saved["config"]), _flat(current["config"])
-    differences = [
-        f"{name} was {old.get(name)!r} and is now {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name not in RESUMABLE_FIELDS
-    ]
-    differences += [
-        f"{what} was {str(saved[what])[:12]} and is now {str(current[what])[:12]}"
-        for what in ("data_fingerprint", "vocabulary_sha256", "plan", "rows_per_step")
-        if saved[what] != current[what]
-    ]
-    if differences:
-        raise UserError(
-            f"{workdir} belongs to another run: {'; '.join(differences)}; use another --workdir, and "
-            f"--config.init_from={workdir} to start from its weights."
-        )
+def warn_of_versions(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Says where software or hardware are not those that the run was started with."""
     for name, value in current["versions"].items():
         if saved["versions"].get(name) != value:
             _log.warning(
@@ -94,7 +68,7 @@ def check_processes(identity: dict[str, Any]) -> None:
       UserError: in that process, naming what differs.
     """
     places = ("data.path", "data.validation_path", "data.vocab")
-    config = {name: value for name, value in _flat(identity["config"]).items() if name not in places}
+    config = {name: value for name, value in flat(identity["config"]).items() if name not in places}
     named = ("data_fingerprint", "vocabulary_sha256", "plan", "rows_per_step")
     packages = {name: value for name, value in identity["versions"].items() if name != "machine"}
     mine = config | {name: identity[name] for name in named} | packages
@@ -107,51 +81,90 @@ def check_processes(identity: dict[str, Any]) -> None:
     meet("alike")
 
 
-def claim_workdir(workdir: str | os.PathLike[str], identity: dict[str, Any]) -> None:
+def claim_workdir(workdir: str | os.PathLike[str], identity: dict[str, Any]) -> dict[str, Any]:
     """Writes `run.json` into a new workdir, or checks that an old one belongs to this run.
 
     A workdir without any finished checkpoint is new: the corrected command may use what a failed first start left. All
     processes of a run have to call this; the first one does it.
 
+    Returns:
+      The identity, completed by the `parent` of a run that branches or once did, whatever `branch_from` is now.
+
     Raises:
-      UserError: where it belongs to another run or cannot be written.
+      UserError: where it belongs to another run or cannot be written, or the run cannot branch as it wants to.
     """
-    by_first(lambda: _claim(workdir, identity))
+    descent = by_first(lambda: _claim(workdir, identity))
+    return _with_descent(identity, descent)
 
 
-def _claim(workdir: str | os.PathLike[str], identity: dict[str, Any]) -> None:
+def _with_descent(identity: dict[str, Any], descent: dict[str, Any] | None) -> dict[str, Any]:
+    if descent is None:
+        return identity
+    config = identity["config"] | {"branch_from": descent["branch_from"]}
+    return identity | {"config": config, "parent": descent["parent"]}
+
+
+def _claim(workdir: str | os.PathLike[str], identity: dict[str, Any]) -> dict[str, Any] | None:
+    """Gives `branch_from` and `parent` of a run that has one."""
     root = directory(workdir)
     file = root / "run.json"
     with named_refusals(root):
-        steps = SavedSteps(absolute(workdir) / "checkpoints")
+        steps, descent = SavedSteps(absolute(workdir) / "checkpoints"), None
         whole = steps.whole()
-        if file.is_file() and whole:
-            try:
-                saved = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as e:
-                raise UserError(
-                    f"{file} is damaged ({first_line(e)}); remove it, and it is written again if the checkpoints are "
-                    "this run's."
-                ) from e
+        saved = _owner(file, [steps.path(step) for step in reversed(whole)])
+        if saved is not None:
             check_same_run(saved, identity, workdir)
-            return
-        if whole:
-            _check_checkpoint(steps.path(whole[-1]), identity, workdir)
+            warn_of_versions(saved, identity)
+            tell_of_gone_fields(saved)
+            if "parent" in saved:
+                descent = {"branch_from": saved["config"]["branch_from"], "parent": saved["parent"]}
+        elif not whole and identity["config"].get("branch_from"):
+            descent = {"branch_from": identity["config"]["branch_from"], "parent": parent_of(identity)}
+        if whole and file.is_file():
+            return descent
         try:
             root.mkdir(parents=True, exist_ok=True)
+            if not whole:
+                _forget_inherited(file)
             temporary = file.with_suffix(".tmp")
-            temporary.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(_with_descent(identity, descent), indent=2) + "\n", encoding="utf-8")
             temporary.replace(file)
         except OSError as e:
             if is_remote(workdir):
                 raise
             raise UserError(f"the workdir {workdir} cannot be written ({e.strerror}); choose another --workdir.") from e
+    return descent
 
 
-def _check_checkpoint(folder: epath.Path, identity: dict[str, Any], workdir: str | os.PathLike[str]) -> None:
-    """Where `run.json` is gone, the newest checkpoint says whose workdir it is, unless it is damaged."""
-    try:
-        saved = json.loads((folder / META).read_text(encoding="utf-8"))
-    except (ValueError, FileNotFoundError):
-        return  # restoring will look further
-    check_same_run(saved, identity, workdir)
+def _forget_inherited(file: pathlib.Path) -> None:
+    """Removes what an earlier start took from a parent before it came to a checkpoint; this one may have another."""
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        if "parent" in json.loads(file.read_text(encoding="utf-8")):
+            forget_left_out(file.parent)
+
+
+def _owner(file: pathlib.Path, newest_first: list[epath.Path]) -> dict[str, Any] | None:
+    """The identity of the run that has saved checkpoints in a workdir: by `run.json`, or if that is gone by theirs.
+
+    None where there are none, or all of them are damaged, which restoring will find.
+
+    Raises:
+      UserError: where `run.json` is damaged.
+    """
+    if not newest_first:
+        return None
+    if file.is_file():
+        try:
+            saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as e:
+            raise UserError(
+                f"{file} is damaged ({first_line(e)}); remove it, and it is written again if the checkpoints are this "
+                "run's."
+            ) from e
+        return saved
+    for folder in newest_first:
+        try:
+            return read_meta(folder)
+        except (DamagedError, ValueError, FileNotFoundError):
+            continue
+    return None

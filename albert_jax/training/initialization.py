@@ -15,8 +15,8 @@ from albert_jax.convert.huggingface import Checkpoint, fit, read_checkpoint
 from albert_jax.errors import UserError
 from albert_jax.model import Parameters
 from albert_jax.remote import directory, is_remote
-from albert_jax.training.checkpoint import load_parameters
 from albert_jax.training.data import vocabulary_file
+from albert_jax.training.restoring import load_parameters
 from albert_jax.training.step import initial_parameters
 
 _log = logging.getLogger(__name__)

@@ -97,6 +97,11 @@ def read_left_out(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     return found
 
 
+def forget_left_out(workdir: str | os.PathLike[str]) -> None:
+    """Removes the file from a workdir."""
+    (directory(workdir) / _FILE).unlink(missing_ok=True)
+
+
 def merged(rows: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """The same rows in as few ranges as they take, ascending."""
     ranges: list[tuple[int, int]] = []

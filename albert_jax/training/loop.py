@@ -28,8 +28,10 @@ from albert_jax.data.loader import Loader
 from albert_jax.data.stream import Batch
 from albert_jax.errors import UserError
 from albert_jax.remote import directory
+from albert_jax.training.branching import branch
 from albert_jax.training.checkpoint import Checkpoints
 from albert_jax.training.chips import chip_of
+from albert_jax.training.compatibility import FORMAT
 from albert_jax.training.distributed import by_first, first, meet
 from albert_jax.training.evaluation import Evaluator
 from albert_jax.training.identity import check_processes, claim_workdir, versions
@@ -87,12 +89,14 @@ def _identity(config: ml_collections.ConfigDict, legs: list[Leg], mesh: Mesh) ->
     """What makes this run this run; see `albert_jax.training.identity`."""
     data = legs[-1].data
     return {
+        "format": FORMAT,
         "config": config.to_dict(),
         "model": config.model.to_dict(),
         "data": data.manifest,
         "data_fingerprint": data.train.fingerprint,
         "vocabulary_sha256": data.vocabulary.sha256,
         "plan": " ".join(leg.data.train.digest for leg in legs),
+        "packing": " ".join(leg.data.train.packing for leg in legs),
         "rows_per_step": " ".join(str(leg.rows_per_step) for leg in legs),
         "versions": versions(mesh),
     }
@@ -129,11 +133,12 @@ class Run:
         self.legs = make_legs(config, self.mesh)
         identity = _identity(config, self.legs, self.mesh)
         check_processes(identity)
-        claim_workdir(workdir, identity)
+        self.identity = claim_workdir(workdir, identity)
         by_first(self._copy_vocabulary)
         interruption.phase = "restore"
         keeping = config.checkpoint
-        self.checkpoints = Checkpoints(workdir, keeping.keep, identity, lock, keeping.keep_period)
+        self.checkpoints = Checkpoints(workdir, keeping.keep, self.identity, lock, keeping.keep_period)
+        branch(self.identity, abstract_state(config, self.mesh), self.checkpoints)
         self._left_out = self._read_left_out()
         with self.legs[-1].naming_exhaustion():
             self.state, self.step, self.position, interval = self._restore_or_start()
@@ -190,7 +195,13 @@ class Run:
             _log.info("resumed from step %s in %s.", self.step, self.workdir)
         chip = chip_of(jax.devices()[0].device_kind)
         peak = self.mesh.size * chip.peak if chip else None
-        return Telemetry(self.workdir, steps=self.config.steps, restored_step=self.step, peak_flops=peak)
+        return Telemetry(
+            self.workdir,
+            steps=self.config.steps,
+            restored_step=self.step,
+            parent=self.identity.get("parent"),
+            peak_flops=peak,
+        )
 
     def _last_evaluation(self) -> int:
         assert self.telemetry is not None

@@ -10,7 +10,7 @@ from albert_jax.errors import UserError
 
 # Fields that a resumed run may change: they alter neither the stream of examples nor, but for the last bits on another
 # mesh, the arithmetic of a step. Every other field belongs to the run: resuming with another value is refused
-# (albert_jax/training/checkpoint.py).
+# (albert_jax/training/compatibility.py).
 RESUMABLE_FIELDS = (
     "data.path",  # the data set may have moved; its fingerprint may not have changed
     "data.vocab",  # and so may the vocabulary; its digest may not have changed
@@ -58,6 +58,7 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.seed = 0  # keys everything random: initial weights, order, splits, swaps, masks, dropout
     c.steps = 125_000  # optimizer steps of the whole run; the learning rate reaches zero here
     c.init_from = ""  # start from these weights with a fresh optimizer: a workdir, a Hugging Face directory, Google's
+    c.branch_from = ""  # go on from another run's whole state with other settings: WORKDIR, or WORKDIR@STEP
 
     c.data = ml_collections.ConfigDict()
     c.data.path = ""  # a data set made by `python -m pretrain_data build`; with recipe 'baked' Google's TFRecords

@@ -51,14 +51,16 @@ class Telemetry:
     A line of `metrics.jsonl` is one JSON object: `step`, `kind` ('train' or 'eval'), the values, and under `timing`
     what the wall clock had a part in. Without `timing`, two runs of the same configuration give the same values: floats
     are written in full; non-finite ones as Python's json writes them, `NaN` and `Infinity`. The first start of a run
-    adds a line of kind 'start', each later one a line of kind 'resume' at the restored step, whose `timing` has the
-    steps and seconds that were recorded past it and are lost; `event` adds lines of other kinds. Lines of kind
-    'progress' come when the clock says so, between two of kind 'train', whose intervals they do not change.
+    adds a line of kind 'start', and where it has a parent one of kind 'branch' with what `run.json` says of it. Each
+    later start adds a line of kind 'resume' at the restored step, whose `timing` has the steps and seconds that were
+    recorded past it and are lost; `event` adds lines of other kinds. Lines of kind 'progress' come when the
+    clock says so, between two of kind 'train', whose intervals they do not change.
 
     Args:
       workdir: receives `metrics.jsonl` and `tensorboard/`; a local directory or one in an object store.
       steps: length of the whole run, for the remaining time.
       restored_step: the checkpoint's step that the run goes on from, 0 for a new run; later records are dropped.
+      parent: what `run.json` says of the checkpoint that the run branched from, if it did.
       peak_flops: FLOP/s that all devices of the run together reach at best, where it is known; adds `mfu` to `timing`.
 
     Attributes:
@@ -71,6 +73,7 @@ class Telemetry:
         *,
         steps: int,
         restored_step: int = 0,
+        parent: Mapping[str, Any] | None = None,
         peak_flops: float | None = None,
     ) -> None:
         self._steps = steps
@@ -86,8 +89,11 @@ class Telemetry:
         kept = drop_later_records(self._path, restored_step, f"{os.fspath(workdir)}/{_METRICS}")
         self._event_files = len(list((directory(workdir) / _EVENTS).glob("events.*")))
         self._open(kept, restored_step)
-        if not restored_step and not any(record["kind"] == "start" for record in kept):
-            self._record({"step": 0, "kind": "start"}, self._clock.read())
+        begin, kinds = parent["step"] if parent else 0, {record["kind"] for record in kept}
+        if parent and "branch" not in kinds:
+            self._record({"kind": "branch", **parent}, self._clock.read())
+        if restored_step == begin and "start" not in kinds:
+            self._record({"step": begin, "kind": "start"}, self._clock.read())
         else:
             lost = {
                 "lost_steps": max([0, *(record["step"] - restored_step for record in before)]),
