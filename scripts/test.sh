@@ -21,6 +21,12 @@ fi
 "$environment/bin/python" -c 'import torch' 2>/dev/null ||
     echo "note: no torch in $environment (Python $version): the tests that compare with transformers' models are skipped."
 
+# The tests' stand-in for an accelerator. JAX does not look at this package unless the stand-in is on PYTHONPATH.
+if [ "$version" != 3.11 ]; then
+    install_once "$environment" standin --no-deps lammps-jax-pjrt-cpu==0.11.2 ||
+        echo "note: lammps-jax-pjrt-cpu could not be installed: nothing is tried on a device that is no CPU."
+fi
+
 # transformers 4 and 5 cannot share an environment. Tokenizers, Flax classes and files are compared with 4's, and Google's
 # checkpoints are written by TensorFlow, beside it. Each part is a step of its own: what cannot be had is named.
 if [ -z "${ALBERT_JAX_TRANSFORMERS4_PYTHON:-}" ]; then

@@ -7,6 +7,7 @@ A test module that says `pytest_plugins = ["tests.runs"]` has the fixtures. As a
 
 import contextlib
 import functools
+import importlib.util
 import json
 import os
 import pathlib
@@ -49,6 +50,17 @@ TINY: dict[str, Any] = {
     "eval.rows": 10,
     "checkpoint.every": 4,
     "checkpoint.keep": 2,
+}
+
+
+CPU = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}  # one device
+ACCELERATOR = {
+    "JAX_PLATFORMS": "standin",
+    "STANDIN_DEVICES": "1",
+    "PYTHONPATH": os.pathsep.join(
+        [str(ROOT / "tests" / "stand_ins" / "accelerator"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ),
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
 }
 
 
@@ -99,14 +111,14 @@ class Runs:
 
     Args:
       directory: for the cache.
-      data: the data set that runs use unless told otherwise.
+      data: the data set that runs use unless told otherwise; None where they are always told.
+      platform: variables that say what they run on.
     """
 
-    def __init__(self, directory: pathlib.Path, data: pathlib.Path):
+    def __init__(self, directory: pathlib.Path, data: pathlib.Path | None, platform: dict[str, str] = CPU):
         self.data = data
         self.environment = {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",  # one device
+            **platform,
             "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -154,21 +166,29 @@ class Runs:
         out, err = process.communicate()
         return Finished(process.returncode, out, err)
 
-    def train(
+    def train(self, arguments: list[str], **circumstances: Any) -> Finished:
+        """Runs train.py, see `call`."""
+        return self.call("train.py", arguments, **circumstances)
+
+    def call(
         self,
+        program: str,
         arguments: list[str],
         *,
         devices: int = 1,
         largest_file: int | None = None,
         more_memory: int | None = None,
+        poison: tuple[int, int] | None = None,
     ) -> Finished:
-        """Runs train.py in a process forked from one that has imported everything, which saves seconds.
+        """Runs a program in a process forked from one that has imported everything, which saves seconds.
 
         Args:
-          arguments: of train.py.
-          devices: forced CPU devices.
+          program: a file of the repository.
+          arguments: of the program.
+          devices: how many there are.
           largest_file: bytes that the process may write into a file.
           more_memory: bytes of address space that it may take when it is about to train.
+          poison: first row of the stream that is damaged, and the first after it that is not; see `poisoned`.
         """
         if self._server is None:
             self._server = subprocess.Popen(
@@ -182,13 +202,13 @@ class Runs:
         self._requests += 1
         out, err = (self._directory / f"{self._requests}.{name}" for name in ("out", "err"))
         assert self._server.stdin is not None and self._server.stdout is not None
-        request = [arguments, str(out), str(err), devices, largest_file, more_memory]
+        request = [program, arguments, str(out), str(err), devices, largest_file, more_memory, poison]
         print(json.dumps(request), file=self._server.stdin, flush=True)
         status = int(self._server.stdout.readline())
         return Finished(status, out.read_text(), err.read_text())
 
     def close(self) -> None:
-        """Ends the process that `train` forks from."""
+        """Ends the process that `call` forks from."""
         if self._server is not None:
             assert self._server.stdin is not None
             self._server.stdin.close()
@@ -222,6 +242,23 @@ def records(workdir: pathlib.Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     clocked = ("start", "resume", "progress")
     return [{k: v for k, v in line.items() if k != "timing"} for line in lines if line["kind"] not in clocked]
+
+
+def poisoned(begin: int, end: int) -> Callable[[Any, Any], Any]:
+    """`Leg.batch` where rows `begin` to `end` of the stream hold ids that the vocabulary does not have.
+
+    So might a damaged file. Loss and gradient are not finite then.
+    """
+    from albert_jax.training.legs import Leg
+
+    make = Leg.batch
+
+    def batch(self: Leg, draw: Any) -> Any:
+        made = make(self, draw)
+        ids = np.where((made.row_ids >= begin) & (made.row_ids < end), VOCABULARY + 7, 0)[:, None] + made.input_ids
+        return made._replace(input_ids=ids.astype(np.int32))
+
+    return batch
 
 
 def arrays(workdir: pathlib.Path, step: int = STEPS) -> dict[str, np.ndarray]:
@@ -271,6 +308,16 @@ def runs(data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="session")
+def accelerator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """Starts processes on the stand-in for an accelerator, with one device unless told otherwise."""
+    if importlib.util.find_spec("lammps_jax_pjrt_cpu") is None:
+        pytest.skip("lammps-jax-pjrt-cpu is not installed: nothing is tried on a device that is no CPU")
+    started = Runs(tmp_path_factory.mktemp("accelerator"), None, ACCELERATOR)
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
 def straight(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The workdir of the tiny run, trained without interruption by a plain `python train.py`; not to be changed."""
     workdir = tmp_path_factory.mktemp("straight") / "w"
@@ -282,9 +329,13 @@ def straight(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Pa
 # --- the other side ---------------------------------------------------------------------------------------------------
 
 
+def _run(program: str, arguments: list[str]) -> None:
+    sys.argv = [program, *arguments]
+    runpy.run_path(program, run_name="__main__")
+
+
 def _train(arguments: list[str]) -> None:
-    sys.argv = ["train.py", *arguments]
-    runpy.run_path("train.py", run_name="__main__")
+    _run("train.py", arguments)
 
 
 def _hold(places: list[str]) -> None:
@@ -340,9 +391,10 @@ def _limit_memory(more: int) -> None:
 def _serve() -> None:
     """Forks a process for each request; JAX is imported here but not started, so that it may be."""
     import albert_jax.training.loop  # noqa: F401
+    from albert_jax.training.legs import Leg
 
     for line in sys.stdin:
-        arguments, out, err, devices, largest_file, more_memory = json.loads(line)
+        program, arguments, out, err, devices, largest_file, more_memory, poison = json.loads(line)
         child = os.fork()
         if not child:
             status = 1
@@ -351,12 +403,15 @@ def _serve() -> None:
                     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 if devices > 1:
-                    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+                    os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
+                    os.environ["STANDIN_DEVICES"] = str(devices)
                 if largest_file is not None:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
                 if more_memory is not None:
                     _limit_memory(more_memory)
-                status = exit_status(functools.partial(_train, arguments))
+                if poison is not None:
+                    Leg.batch = poisoned(*poison)  # type: ignore[method-assign,assignment]
+                status = exit_status(functools.partial(_run, program, arguments))
             finally:
                 with contextlib.suppress(OSError):
                     sys.stdout.flush()

@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pages of docs/: their code runs as printed, their results are what they say, their links lead somewhere.
 
-Each page is run block by block in a directory that holds a small model where the quick start would put one. Blocks
-marked `transformers` need transformers 5 and torch; those marked `transformers4` in the second environment of peers.py.
+pages.py runs them; blocks marked `transformers4` run here, in the second environment of peers.py.
 """
 
 import contextlib
-import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
-import pydoc_data.topics
 import re
 import shutil
 import subprocess
@@ -24,45 +20,14 @@ import numpy as np
 import pytest
 
 import albert_jax
-from tests import flax_differences, tokenizer_samples
+from tests import flax_differences
 from tests.architectures import model
 from tests.flax_differences import DIFFERENCES, SAME
+from tests.pages import MIGRATION, MODEL, PAGES, TRAINED, blocks, has_transformers5, make_model, only, run_page, sides
 from tests.peers import transformers4
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = {file.stem: file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md"))}
-MIGRATION = "from_transformers_flax"
-TRAINED = ("text_classification", "token_classification", "question_answering", "multiple_choice")
-MODEL = "runs/quickstart/export"
 Pages = Callable[[str], dict[str, Any]]
-
-
-# --- the machinery ----------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """A fenced block: its language, what is marked beside it, and its text, led by blank lines to keep line numbers."""
-
-    language: str
-    mark: str
-    text: str
-
-
-def blocks(page: str) -> list[Block]:
-    """All fenced blocks of a page, in order."""
-    found = re.finditer(r"^```(\w+) ?(\w*)\n(.*?)^```$", PAGES[page], re.MULTILINE | re.DOTALL)
-    return [Block(m[1], m[2], "\n" * PAGES[page].count("\n", 0, m.start(3)) + m[3]) for m in found]
-
-
-def has_transformers5() -> bool:
-    """Whether blocks marked `transformers` can run here."""
-    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
-        return False
-    import transformers
-
-    return int(transformers.__version__.split(".")[0]) >= 5
-
 
 needs_transformers = pytest.mark.skipif(
     not has_transformers5(), reason="no transformers 5 with torch here: what a page says of them is not tried"
@@ -71,26 +36,9 @@ needs_transformers = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A working directory with a model of the quick start's architecture, random but for its vocabulary."""
+    """The working directory."""
     place = tmp_path_factory.mktemp("docs")
-    directory = place / MODEL
-    directory.mkdir(parents=True)
-    manuals = [line for text in pydoc_data.topics.topics.values() for line in text.splitlines() if line.strip()]
-    lines = [line for text in PAGES.values() for line in text.splitlines() if line.strip()]
-    (directory / "spiece.model").write_bytes(tokenizer_samples.train(manuals[:2000] + lines * 10, vocab_size=2500))
-    tokenizer = albert_jax.AlbertTokenizer.from_pretrained(directory)
-    tokenizer.save_pretrained(directory, model_max_length=64)
-    config = albert_jax.AlbertConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=512,
-        max_position_embeddings=64,
-        initializer_range=0.1,
-    )
-    made, params = model("FlaxAlbertForPreTraining", config)  # random, biases too
-    made.save_pretrained(directory, params)
+    make_model(place)
     return place
 
 
@@ -138,18 +86,6 @@ def run_and_write(code: str, values: str) -> Callable[[str], list[str]]:
     return arguments
 
 
-def sides(block: Block) -> tuple[str, str]:
-    """What stood before and what stands after a change that a page shows as a diff."""
-    lines = block.text.strip("\n").splitlines()
-    return tuple("\n".join(line[1:] for line in lines if line[:1] in ("", " ", sign)) for sign in "-+")  # type: ignore[return-value]
-
-
-def only(page: str, language: str, mark: str = "") -> Block:
-    """The one block of its kind."""
-    (block,) = [block for block in blocks(page) if (block.language, block.mark) == (language, mark)]
-    return block
-
-
 @pytest.fixture(scope="module")
 def elsewhere(place: pathlib.Path) -> Iterator[dict[str, Elsewhere]]:
     """Programs in the second environment that need nothing of the pages' results; they run while the pages do."""
@@ -177,13 +113,7 @@ def pages(place: pathlib.Path, elsewhere: dict[str, Elsewhere]) -> Pages:
 
     def run(page: str) -> dict[str, Any]:
         if page not in done:
-            names: dict[str, Any] = {"__name__": page}
-            for block in blocks(page):
-                wanted = block.mark == "" or (block.mark == "transformers" and has_transformers5())
-                if block.language == "python" and wanted:
-                    with contextlib.chdir(place):
-                        exec(compile(block.text, f"docs/{page}.md", "exec"), names)
-            done[page] = names
+            done[page] = run_page(page, place)
         return done[page]
 
     return run

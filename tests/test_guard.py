@@ -13,14 +13,13 @@ import ml_collections
 import numpy as np
 import pytest
 
-from albert_jax.data.stream import Batch
 from albert_jax.errors import UserError
 from albert_jax.training.checkpoint import Checkpoints
 from albert_jax.training.guard import check_guard, judge, new_guard
 from albert_jax.training.left_out import LeftOut, merged, read_left_out
 from albert_jax.training.legs import Draw, Leg
 from tests.in_process import run, tiny
-from tests.runs import VOCABULARY, arrays, records
+from tests.runs import arrays, poisoned, records
 
 pytest_plugins = ["tests.runs"]
 ROWS = 8  # of a step
@@ -28,19 +27,8 @@ ROWS = 8  # of a step
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Makes rows `begin` to `end` of the stream hold ids that the vocabulary does not have, as a damaged file might."""
-
-    def poisoned(begin: int, end: int) -> None:
-        make = Leg.batch
-
-        def batch(self: Leg, draw: Draw) -> Batch:
-            made = make(self, draw)
-            ids = np.where((made.row_ids >= begin) & (made.row_ids < end), VOCABULARY + 7, 0)[:, None] + made.input_ids
-            return made._replace(input_ids=ids.astype(np.int32))
-
-        monkeypatch.setattr(Leg, "batch", batch)
-
-    return poisoned
+    """Damages rows `begin` to `end` of the stream, see `poisoned`."""
+    return lambda begin, end: monkeypatch.setattr(Leg, "batch", poisoned(begin, end))
 
 
 def lines(workdir: pathlib.Path, kind: str) -> list[dict[str, Any]]:

@@ -212,7 +212,7 @@ def values(kind: int) -> dict[str, np.ndarray]:
 
 def scalars(form: int) -> dict[tuple[str, ...], np.ndarray]:
     """By their keys in the part `rest`."""
-    found: dict[tuple[str, ...], int | float] = {
+    found: dict[tuple[str, ...], Any] = {
         ("guard", ".log_norm"): 0.05,
         ("guard", ".accepted"): STEP,
         ("guard", ".skipped"): 0,
@@ -221,7 +221,9 @@ def scalars(form: int) -> dict[tuple[str, ...], np.ndarray]:
         ("step",): STEP,
     }
     if form == 1:  # the unfinished log interval was summed by the devices
-        found |= {("sums", f".{name}"): value for name, value in SUMS.items()} | {("sums", ".steps"): 2.0}
+        found["sums", ".steps"] = 2.0
+        for name, value in SUMS.items():
+            found["sums", f".{name}"] = value
     return {k: np.asarray(v, np.int32 if isinstance(v, int) else np.float32) for k, v in found.items()}
 
 
