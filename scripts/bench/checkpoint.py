@@ -154,7 +154,7 @@ def measure(size: str, options: argparse.Namespace) -> None:
     )
     minutes = config.checkpoint.minutes
     share = 100 * (copy + digest) / (60 * minutes)
-    print_goal(f"{size}, time in saves, one in {minutes:.0f} minutes", share, 0.1, "%", at_least=False)
+    print_goal(f"{size}, time in saves, one in {minutes:.0f} minutes", share, 1.0, "%", at_least=False)
     print_goal(f"{size}, save beside Orbax's own", durable - alone, 1.0, "s", at_least=False)
     print_goal(f"{size}, restore beside Orbax's own", restored - restored_alone, 1.0, "s", at_least=False)
 
