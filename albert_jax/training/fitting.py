@@ -153,12 +153,10 @@ def fit(
             return split, found
         fewer = _fewer(config, split, found.memory, memory)
         if given or fewer is None:
-            told = math.isfinite(found.memory)
-            needs = f"needs {gigabytes(found.memory)}" if told else "is too large for its compiler"
-            taken = f"{split.each} row{'s' * (split.each > 1)}"
+            needs = gigabytes(found.memory) if math.isfinite(found.memory) else f"more than {gigabytes(memory)}"
             raise OutOfMemoryError(
-                f"a step that takes {taken} a device at a time {needs}, and a device has {gigabytes(memory)}; "
-                f"{remedy(config, split, fewer)}."
+                f"a step that takes {split.each} row{'s' * (split.each > 1)} a device at a time needs {needs}, and a "
+                f"device has {gigabytes(memory)}; {remedy(config, split, fewer)}."
             )
         split = split_rows(rows, shards, fewer)
 
