@@ -328,7 +328,7 @@ class Run:
         """Whether this is the place where the processes do what one of them was asked for."""
         granted = self._interruption.granted()
         self._stopping |= STOP in granted
-        self._due |= SAVE in granted
+        self._due |= SAVE in granted and self.step != self._saved
         return bool(granted)
 
     def _read_outcomes(self, leg: Leg, ahead: int) -> None:
