@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exceptions that a person is meant to read."""
 
+import re
+
 EXIT_OUT_OF_MEMORY = 71  # EX_OSERR of sysexits.h: the same command would fail again, so no launcher repeats it
 
 
@@ -18,3 +20,10 @@ class OutOfMemoryError(UserError):
     """A device cannot hold what the config asks of it; the sentence names the setting that fits, or is next to try."""
 
     status = EXIT_OUT_OF_MEMORY
+
+
+def is_exhaustion(error: BaseException) -> bool:
+    """Whether an error of JAX says that a device's memory is too small: XLA's words differ between CPU, GPU and TPU."""
+    text = str(error)
+    wanted = re.search(r"out of memory|allocat|reserve", text, re.IGNORECASE)
+    return bool(text.startswith("RESOURCE_EXHAUSTED") and wanted) or "CUDA_ERROR_OUT_OF_MEMORY" in text

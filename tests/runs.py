@@ -244,10 +244,10 @@ def records(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "timing"} for line in lines if line["kind"] not in clocked]
 
 
-def poisoned(begin: int, end: int) -> Callable[[Any, Any], Any]:
+def poisoned(begin: int, end: int, slots: int | None = None) -> Callable[[Any, Any], Any]:
     """`Leg.batch` where rows `begin` to `end` of the stream hold ids that the vocabulary does not have.
 
-    So might a damaged file. Loss and gradient are not finite then.
+    So might a damaged file. Loss and gradient are not finite then. With `slots`, only rows of that length.
     """
     from albert_jax.training.legs import Leg
 
@@ -255,6 +255,8 @@ def poisoned(begin: int, end: int) -> Callable[[Any, Any], Any]:
 
     def batch(self: Leg, draw: Any) -> Any:
         made = make(self, draw)
+        if slots not in (None, made.input_ids.shape[1]):
+            return made
         ids = np.where((made.row_ids >= begin) & (made.row_ids < end), VOCABULARY + 7, 0)[:, None] + made.input_ids
         return made._replace(input_ids=ids.astype(np.int32))
 

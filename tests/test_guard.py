@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from albert_jax.errors import UserError
+from albert_jax.training import loop
 from albert_jax.training.checkpoint import Checkpoints
 from albert_jax.training.guard import check_guard, judge, new_guard
 from albert_jax.training.left_out import LeftOut, merged, read_left_out
@@ -26,9 +27,9 @@ ROWS = 8  # of a step
 
 
 @pytest.fixture
-def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Damages rows `begin` to `end` of the stream, see `poisoned`."""
-    return lambda begin, end: monkeypatch.setattr(Leg, "batch", poisoned(begin, end))
+    return lambda *rows: monkeypatch.setattr(Leg, "batch", poisoned(*rows))
 
 
 def lines(workdir: pathlib.Path, kind: str) -> list[dict[str, Any]]:
@@ -74,11 +75,14 @@ def same_end(workdir: pathlib.Path, other: pathlib.Path) -> bool:
     return [r for r in records(workdir) if r["kind"] != "rollback"] == records(other)
 
 
-@pytest.mark.parametrize("stop_after", [None, 8])
+@pytest.mark.parametrize("stop_after", [None, 6, 8])
 def test_too_many_in_a_row_lead_back_to_the_last_checkpoint_and_on_without_their_rows_alone(
     data, tmp_path, poison, jumping, monkeypatch, caplog, stop_after
 ):
-    """The end is that of a run that never saw those rows, to the last bit, also where it is stopped and resumed."""
+    """The end is that of a run that never saw those rows, to the last bit, also where it is stopped and resumed.
+
+    After step 6 or 7 it is stopped amid the updates that are left out, and saves; it does not go back to there.
+    """
     begin, end = 5 * ROWS, 8 * ROWS  # of steps 6, 7 and 8; the last checkpoint is that of step 4
     config = tiny(data, **{"guard.patience": 3, "checkpoint.every": 4})
     poison(begin, end)
@@ -126,6 +130,54 @@ def test_where_that_does_not_help_the_run_goes_one_checkpoint_further_back(
     assert same_end(tmp_path / "w", tmp_path / "v")
 
 
+def test_what_is_left_out_across_a_change_of_length_are_rows_of_both_streams(data, tmp_path, poison):
+    """Steps 5 and 6 end the first phase, 7 and 8 begin the second, whose stream begins at row 0."""
+    config = tiny(data, **{"guard.patience": 4, "checkpoint.every": 4, "data.phases": "24:6", "guard.norm_factor": 0.0})
+    poison(4 * ROWS, 6 * ROWS, 24)
+    poison(0, 2 * ROWS, 48)
+    assert run(config, tmp_path / "w")
+    (told,) = lines(tmp_path / "w", "rollback")
+    assert (told["step"], told["from"], told["rows"]) == (4, 8, [[4 * ROWS, 6 * ROWS], [0, 2 * ROWS]])
+    left_out = LeftOut.of(read_left_out(tmp_path / "w"))
+    assert left_out.of_phase(0) == [(32, 40), (40, 48)] and left_out.of_phase(6) == [(0, 8), (8, 16)]
+    positions = {line["step"]: line["position"] for line in lines(tmp_path / "w", "train")}
+    assert positions[6] == 8 * ROWS and positions[12] == 8 * ROWS
+
+
+@pytest.mark.parametrize("ahead", [0, loop.STEPS_AHEAD])
+def test_all_processes_turn_back_before_the_same_step_however_far_each_reads_behind(
+    data, tmp_path, poison, monkeypatch, ahead
+):
+    """One that turned back earlier would leave the others alone with a step that they have started."""
+    monkeypatch.setattr(loop, "LONG_STEP", 1e9 if ahead else -1.0)
+    poison(5 * ROWS, 7 * ROWS)
+    begun: list[int] = []
+    take_step = loop.Run._take_step
+
+    def counting(self: loop.Run, *arguments: Any) -> Any:
+        begun.append(self.step + 1)
+        return take_step(self, *arguments)
+
+    monkeypatch.setattr(loop.Run, "_take_step", counting)
+    assert run(tiny(data, **{"guard.patience": 2, "checkpoint.every": 5, "eval.every": 12}), tmp_path / "w")
+    # Steps 6 and 7 are bad, and the run goes back to step 5.
+    assert begun[: begun.index(6, 7)] == list(range(1, 7 + loop.STEPS_AHEAD + 1))
+
+
+def test_a_corrected_command_does_not_leave_out_what_an_earlier_one_left_out_before_its_first_checkpoint(
+    data, tmp_path, poison, monkeypatch
+):
+    poison(0, 10**6)
+    config = {"guard.patience": 2, "checkpoint.every": 100}
+    with pytest.raises(UserError, match="went back to step 0 3 times"):
+        run(tiny(data, **config), tmp_path / "w")
+    monkeypatch.undo()
+    assert LeftOut.of(read_left_out(tmp_path / "w")).times == 3
+    assert run(tiny(data, **config, seed=1), tmp_path / "w")
+    assert LeftOut.of(read_left_out(tmp_path / "w")) == LeftOut()
+    assert [line["position"] for line in lines(tmp_path / "w", "train")][-1] == 12 * ROWS
+
+
 def test_data_that_stay_bad_end_the_run_in_a_sentence(data, tmp_path, poison):
     poison(5 * ROWS, 10**6)
     with pytest.raises(UserError, match="went back to step 4 3 times"):
@@ -140,19 +192,19 @@ def test_a_damaged_file_of_what_is_left_out_is_refused_and_not_taken_for_an_empt
 
 def test_how_far_a_run_goes_back(tmp_path):
     """By hand: 100, 200 and 300 are saved; trouble at 350, at 352 and, from 200 on, at 351; or first at 420."""
-    first, candidates = LeftOut().going_back(0, [(1, 2)], told=350, steps=[100, 200, 300])
+    first, candidates = LeftOut().going_back([(0, 1, 2)], told=350, steps=[100, 200, 300])
     assert candidates == [300, 200, 100] and first.times == 1
     first = dataclasses.replace(first, restored=300)
-    second, candidates = first.going_back(0, [(2, 3)], told=352, steps=[100, 200, 300])
+    second, candidates = first.going_back([(0, 2, 3)], told=352, steps=[100, 200, 300])
     assert candidates == [200, 100] and second.times == 1
     second = dataclasses.replace(second, restored=200)
-    third, candidates = second.going_back(0, [(4, 5)], told=351, steps=[100, 200, 300])
+    third, candidates = second.going_back([(0, 4, 5)], told=351, steps=[100, 200, 300])
     assert candidates == [100]
     third = dataclasses.replace(third, restored=100)
     for times in (2, 3, 4):
-        third, candidates = third.going_back(0, [(6, 7)], told=351, steps=[100, 200])
+        third, candidates = third.going_back([(0, 6, 7)], told=351, steps=[100, 200])
         assert candidates == [100] and third.times == times
-    fourth, candidates = second.going_back(100, [(0, 9)], told=420, steps=[200, 300, 400])
+    fourth, candidates = second.going_back([(100, 0, 9)], told=420, steps=[200, 300, 400])
     assert candidates == [400, 300, 200] and fourth.times == 1
     assert fourth.of_phase(0) == [(1, 2), (2, 3)] and fourth.of_phase(100) == [(0, 9)]
     fourth.write(tmp_path)

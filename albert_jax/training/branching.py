@@ -41,9 +41,11 @@ class Source(NamedTuple):
 
 
 def read_source(text: str) -> Source:
-    """Reads WORKDIR or WORKDIR@STEP."""
+    """Reads WORKDIR or WORKDIR@STEP; a workdir that has such a name itself is meant first."""
     workdir, at, step = text.rpartition("@")
-    return Source(workdir, int(step)) if at and step.isdigit() else Source(text, None)
+    if not at or not step.isdecimal() or (directory(text) / "checkpoints").is_dir():
+        return Source(text, None)
+    return Source(workdir, int(step))
 
 
 def parent_of(identity: dict[str, Any]) -> dict[str, Any]:

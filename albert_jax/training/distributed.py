@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax._src import distributed  # its client has no public name; Orbax reaches for it in the same way
 
-from albert_jax.errors import UserError
+from albert_jax.errors import UserError, is_exhaustion
 
 _log = logging.getLogger(__name__)
 PATIENCE = 600  # seconds that processes wait for each other before they give up
@@ -82,7 +82,7 @@ def is_loss_of_peer(error: BaseException) -> bool:
     """Whether an error says that another process is gone: ours say so, and with several processes the runtime's do."""
     if isinstance(error, LostPeerError):
         return True
-    return several() and isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+    return several() and isinstance(error, jax.errors.JaxRuntimeError) and not is_exhaustion(error)
 
 
 def by_first(action: Callable[[], Any]) -> Any:

@@ -15,7 +15,7 @@ import jax
 import ml_collections
 
 from albert_jax.config import AlbertConfig
-from albert_jax.errors import OutOfMemoryError
+from albert_jax.errors import OutOfMemoryError, is_exhaustion
 from albert_jax.model.encoder import REMATERIALISATIONS
 from albert_jax.training.chips import chip_of
 from albert_jax.training.sharding import Split, split_rows
@@ -171,12 +171,6 @@ def _fewer(config: ml_collections.ConfigDict, split: Split, needs: float, memory
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
-
-
-def is_exhaustion(error: BaseException) -> bool:
-    """Whether an error of JAX says that a device's memory is too small: XLA's words differ between CPU, GPU and TPU."""
-    text = str(error)
-    return "RESOURCE_EXHAUSTED" in text and bool(re.search(r"out of memory|allocat|reserve", text, re.IGNORECASE))
 
 
 def remedy(config: ml_collections.ConfigDict, split: Split | None, fewer: int | None = None) -> str:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What makes a run this run: `run.json`, which refuses a workdir to any other run."""
 
-import contextlib
 import json
 import logging
 import os
@@ -125,7 +124,7 @@ def _claim(workdir: str | os.PathLike[str], identity: dict[str, Any]) -> dict[st
         try:
             root.mkdir(parents=True, exist_ok=True)
             if not whole:
-                _forget_inherited(file)
+                _forget_others(file, identity)
             temporary = file.with_suffix(".tmp")
             temporary.write_text(json.dumps(_with_descent(identity, descent), indent=2) + "\n", encoding="utf-8")
             temporary.replace(file)
@@ -136,11 +135,19 @@ def _claim(workdir: str | os.PathLike[str], identity: dict[str, Any]) -> dict[st
     return descent
 
 
-def _forget_inherited(file: pathlib.Path) -> None:
-    """Removes what an earlier start took from a parent before it came to a checkpoint; this one may have another."""
-    with contextlib.suppress(ValueError, FileNotFoundError):
-        if "parent" in json.loads(file.read_text(encoding="utf-8")):
-            forget_left_out(file.parent)
+def _forget_others(file: pathlib.Path, identity: dict[str, Any]) -> None:
+    """Removes which rows an earlier start left out, before it came to a checkpoint, where this is another run.
+
+    So it is where the command has changed, or where the earlier one took the rows from a parent.
+    """
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        check_same_run(earlier, identity, file.parent)
+        another = "parent" in earlier
+    except (ValueError, KeyError, FileNotFoundError):  # a UserError is a ValueError
+        another = True
+    if another:
+        forget_left_out(file.parent)
 
 
 def _owner(file: pathlib.Path, newest_first: list[epath.Path]) -> dict[str, Any] | None:

@@ -41,7 +41,7 @@ class LeftOut:
         return sorted((first, last) for phase, first, last in self.rows if phase == begin)
 
     def going_back(
-        self, phase: int, rows: Iterable[tuple[int, int]], *, told: int, steps: list[int]
+        self, rows: Iterable[tuple[int, int, int]], *, told: int, steps: list[int]
     ) -> tuple["LeftOut", list[int]]:
         """What is left out from now on, and which checkpoints to go back to, the newest first.
 
@@ -49,15 +49,14 @@ class LeftOut:
         next one is older.
 
         Args:
-          phase: first step of the phase.
-          rows: begin and end of the rows of each update that was left out.
+          rows: first step of the phase, begin and end, of each update that was left out.
           told: the step of the last of these.
           steps: checkpoints that there are, ascending.
         """
         helped = not self.told or max(steps, default=0) > self.told
         older = steps if helped else [step for step in steps if step < self.restored]
         candidates = older or [step for step in steps if step <= self.restored]
-        new = {(phase, begin, end) for begin, end in rows} | set(self.rows)
+        new = {*rows, *self.rows}
         times = self.times if not helped and not older else 0
         told = told if helped else max(told, self.told)
         return dataclasses.replace(self, rows=tuple(sorted(new)), told=told, times=times + 1), candidates[::-1]

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from albert_jax.config import AlbertConfig
 from albert_jax.data.rows import with_empty_rows
 from albert_jax.data.stream import Batch
-from albert_jax.errors import OutOfMemoryError
+from albert_jax.errors import OutOfMemoryError, is_exhaustion
 from albert_jax.training.data import Data, open_data, rows_of_step, rows_per_step
 from albert_jax.training.distributed import by_first
 from albert_jax.training.fitting import (
@@ -26,7 +26,6 @@ from albert_jax.training.fitting import (
     device_memory,
     fit,
     gigabytes,
-    is_exhaustion,
     remedy,
 )
 from albert_jax.training.phases import Phase, read_phases

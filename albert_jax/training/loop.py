@@ -10,7 +10,6 @@ import collections
 import contextlib
 import dataclasses
 import enum
-import itertools
 import logging
 import math
 import os
@@ -85,6 +84,15 @@ class _Started(NamedTuple):
     outcome: Outcome
 
 
+class _Skipped(NamedTuple):
+    """A step whose update was left out: the first step of its phase, and its rows of that phase's stream."""
+
+    step: int
+    phase: int
+    begin: int
+    end: int
+
+
 def _identity(config: ml_collections.ConfigDict, legs: list[Leg], mesh: Mesh) -> dict[str, Any]:
     """What makes this run this run; see `albert_jax.training.identity`."""
     data = legs[-1].data
@@ -144,10 +152,9 @@ class Run:
             self.state, self.step, self.position, interval = self._restore_or_start()
         self.telemetry = self._open_telemetry() if first() else None
         self._saved, self._evaluated = self.step, by_first(self._last_evaluation)
-        self._stopping, self._due, self._skipped_in_a_row = False, False, 0
+        self._stopping, self._due = False, False
         self._interval, self._progress = Interval(interval), Interval()
         self._in_flight = collections.deque[_Started]()
-        self._recent = collections.deque[Draw](maxlen=config.guard.patience)
         self._pace = math.inf  # seconds of the last step
         self._parts: dict[int, jax.Array] = {}  # on the devices already
         interruption.phase = "compile"
@@ -179,8 +186,12 @@ class Run:
           steps: checkpoints to choose from, as `Checkpoints.restore` takes them.
         """
         restored = self.checkpoints.restore(abstract_state(self.config, self.mesh), steps)
+        self._skipped: list[_Skipped] = []  # the last steps, as long as their updates are left out
+        self._turning_back = False
         if restored is not None:
-            return restored.state, restored.meta["step"], restored.meta["position"], restored.meta["interval"]
+            meta = restored.meta
+            self._skipped = [_Skipped(*numbers) for numbers in meta.get("skipped", [])]
+            return restored.state, meta["step"], meta["position"], meta["interval"]
         params = starting_parameters(self.config)
         if first():
             print(parameter_overview.get_parameter_overview(params, include_stats=False), flush=True)
@@ -241,7 +252,7 @@ class Run:
                 try:
                     ending = self._train_leg(leg)
                 except _OutOfPatienceError:
-                    self._roll_back(leg)
+                    self._roll_back()
         self._finish(done=ending is _Ending.FINISHED)
         return ending is _Ending.FINISHED
 
@@ -300,10 +311,12 @@ class Run:
         )
         pause = over or to_evaluate or self._due or self._stopping
         self._read_outcomes(leg, 0 if pause or self._pace > LONG_STEP else STEPS_AHEAD)
+        self._turn_back(now=pause)
         self._request_save_by_the_clock()
         if not over and self._is_granted():
             pause = True
             self._read_outcomes(leg, 0)
+            self._turn_back(now=True)
         if not pause:
             return None
         if to_evaluate and not self._stopping:
@@ -311,7 +324,7 @@ class Run:
         done = self.step == c.steps and self._evaluated == self.step
         stop = done or self._stopping
         # A checkpoint to go back to is none from the middle of updates that are left out: it waits for their end.
-        if self.step != self._saved and (stop or over or (self._due and not self._skipped_in_a_row)):
+        if self.step != self._saved and (stop or over or (self._due and not self._skipped)):
             self._save(block=stop or over)
         if stop or over:
             return _Ending.FINISHED if done else _Ending.INTERRUPTED if stop else _Ending.LEG_IS_OVER
@@ -332,28 +345,39 @@ class Run:
         return bool(granted)
 
     def _read_outcomes(self, leg: Leg, ahead: int) -> None:
-        """Reads outcomes, which waits for their steps, until so many steps are left that the devices work on.
-
-        Raises:
-          _OutOfPatienceError: where the guard has left out too many updates in a row.
-        """
+        """Reads outcomes, which waits for their steps, until so many steps are left that the devices work on."""
         while len(self._in_flight) > ahead:
             draw, waited, on_device = self._in_flight.popleft()
             outcome = jax.device_get(on_device)
             self._watchdog.moved()
             self._pace, self._outcome_at = time.monotonic() - self._outcome_at, time.monotonic()
+            if self._turning_back:
+                continue
             real = float(outcome.means[MEASURES.index("real_share")])
             tokens = real * draw.rows * leg.config.data.sequence_length
             for interval in (self._interval, self._progress):
                 interval.add(outcome, tokens=tokens, flops=leg.flops(draw), waited=waited)
-            self._recent.append(draw)
-            self._skipped_in_a_row = int(outcome.in_a_row)
-            if 0 < self.config.guard.patience <= self._skipped_in_a_row:
-                raise _OutOfPatienceError
+            skipped = _Skipped(draw.step + 1, leg.phase.begin, draw.position, draw.position + draw.rows)
+            self._skipped = [*self._skipped, skipped] if outcome.in_a_row else []
+            if 0 < self.config.guard.patience <= len(self._skipped):
+                self._turning_back = True
+                continue
             if (draw.step + 1) % self.config.log.every == 0 or draw.step + 1 == leg.phase.end:
                 self._log(leg, draw)
             elif time.monotonic() - self._line_at > LINE_SECONDS:
                 self._log(leg, draw, kind="progress")
+
+    def _turn_back(self, *, now: bool) -> None:
+        """Ends the leg's steps where the guard has left out too many updates in a row.
+
+        How far a process reads behind the steps that it starts is its own affair. So all of them turn back before the
+        same step: the one by which each has read the outcome, unless they pause before, where each has read all.
+
+        Raises:
+          _OutOfPatienceError: where it is so.
+        """
+        if self._turning_back and (now or self.step - self._skipped[-1].step >= STEPS_AHEAD):
+            raise _OutOfPatienceError
 
     def _log(self, leg: Leg, draw: Draw, kind: str = "train") -> None:
         """Ends an interval with a step, and shows and records it."""
@@ -392,6 +416,7 @@ class Run:
         # First the records, then the checkpoint: a run that goes on from it finds every line up to it.
         self._enter("save")
         progress = {"step": self.step, "position": self.position, "interval": self._interval.sums()}
+        progress["skipped"] = self._skipped
         with self._paused(), jax.transfer_guard("allow"):
             self._lock.check()
             if self.telemetry is not None:
@@ -407,50 +432,58 @@ class Run:
             yield
         self._outcome_at = time.monotonic()
 
-    def _roll_back(self, leg: Leg) -> None:
+    def _roll_back(self) -> None:
         """Goes back to a checkpoint, to train on from there without the rows of the updates that were left out.
 
         Raises:
           UserError: where this has helped nothing several times.
         """
         self._enter("restore")
-        skipped = list(self._recent)
-        told, rows = skipped[-1].step + 1, [(draw.position, draw.position + draw.rows) for draw in skipped]
+        skipped, told = self._skipped, self._skipped[-1].step
         self._in_flight.clear()
-        self._recent.clear()
-        del self.state  # two would not fit where one fills the memory
         self.checkpoints.wait()
-        left_out, candidates = self._left_out.going_back(leg.phase.begin, rows, told=told, steps=self.checkpoints.steps)
+        left_out, candidates = self._left_out.going_back(
+            [(each.phase, each.begin, each.end) for each in skipped], told=told, steps=self.checkpoints.steps
+        )
         if left_out.times > MOST_ROLLBACKS:
             raise UserError(
                 f"the run went back to step {left_out.restored} {MOST_ROLLBACKS} times and loss or gradient went out "
                 f"of bounds again, last at step {told}; look at the data of {self.workdir}/metrics.jsonl's records "
                 "'rollback', lower optimizer.learning_rate in a new run, or pass another --config.guard.norm_factor."
             )
-        self.state, self.step, self.position, interval = self._restore_or_start(candidates)
+        while True:
+            del self.state  # two would not fit where one fills the memory
+            with self.legs[-1].naming_exhaustion():
+                self.state, self.step, self.position, interval = self._restore_or_start(candidates)
+            candidates = [step for step in candidates if step < self.step]
+            # One that an interruption has saved amid updates that were left out is only taken where there is no other.
+            if not self._skipped or not candidates:
+                break
         abandoned = tuple(step for step in self.checkpoints.steps if step > self.step)
         left_out = self._write_left_out(dataclasses.replace(left_out, restored=self.step, abandoned=abandoned))
         self.checkpoints.abandon(abandoned)
         self._left_out = self._write_left_out(dataclasses.replace(left_out, abandoned=()))
-        self._saved, self._due, self._skipped_in_a_row = self.step, False, 0
+        self._saved, self._due = self.step, False
         self._interval, self._progress = Interval(interval), Interval()
         if self.telemetry is not None:
-            self._record_rollback(told, rows, [leg.data.train.examples(begin, end - begin) for begin, end in rows])
+            self._record_rollback(skipped)
         self._evaluated = by_first(self._last_evaluation)
 
-    def _record_rollback(self, told: int, rows: list[tuple[int, int]], examples: list[list[int | str]]) -> None:
+    def _record_rollback(self, skipped: list[_Skipped]) -> None:
         assert self.telemetry is not None
         self.telemetry.rewind(self.step)
-        named = list(itertools.chain(*examples))
-        values = {"from": told, "skipped": len(rows), "rows": merged(rows), "examples": named}
+        streams = {leg.phase.begin: leg.data.train for leg in self.legs}
+        named = [name for s in skipped for name in streams[s.phase].examples(s.begin, s.end - s.begin)]
+        rows = [span for begin in streams for span in merged((s.begin, s.end) for s in skipped if s.phase == begin)]
+        values = {"from": skipped[-1].step, "skipped": len(skipped), "rows": rows, "examples": named}
         self.telemetry.event(self.step, "rollback", values)
         _log.warning(
             "the updates of steps %s to %s were left out, as loss or gradient norm were out of bounds: back to step "
             "%s, and on without their rows, %s of the stream, examples %s ... (all in metrics.jsonl).",
-            told - len(rows) + 1,
-            told,
+            skipped[0].step,
+            skipped[-1].step,
             self.step,
-            ", ".join(f"{begin} to {end}" for begin, end in merged(rows)),
+            ", ".join(f"{begin} to {end}" for begin, end in rows),
             ", ".join(map(str, named[:3])),
         )
 

@@ -114,7 +114,7 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.checkpoint.every = 5000  # steps between saves; the last step and an interruption save too
     c.checkpoint.minutes = 15.0  # at most between saves, where steps are long; 0: by steps alone
     c.checkpoint.keep = 5  # newest checkpoints kept
-    c.checkpoint.keep_period = 0  # multiples of so many steps are saved and kept for good; 0: none
+    c.checkpoint.keep_period = 0  # multiples of so many steps are kept for good, unless the guard has just left one out
 
     c.eval = ml_collections.ConfigDict()
     c.eval.every = 5000  # steps between evaluations; the last step is evaluated too
