@@ -424,8 +424,8 @@ def test_a_run_on_googles_records_stopped_and_resumed_ends_with_the_bits_of_a_st
     stopped.send_signal(signal.SIGTERM)
     release(stopped)
     ended = commands.finish(stopped)
-    assert ended.status == 75 and "interrupted by SIGTERM: step 8 is saved in" in ended.out, ended
-    assert "resumed from step 8 in" in done(commands.run(*of_records(tmp_path / "w", baked, vocabulary)))
+    assert ended.status == 75 and "interrupted by SIGTERM: step 7 is saved in" in ended.out, ended
+    assert "resumed from step 7 in" in done(commands.run(*of_records(tmp_path / "w", baked, vocabulary)))
     assert records(tmp_path / "w") == records(straight)
     found, expected = arrays(tmp_path / "w"), arrays(straight)
     assert {name: array.tobytes() for name, array in found.items()} == {n: a.tobytes() for n, a in expected.items()}

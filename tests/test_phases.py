@@ -112,9 +112,9 @@ def test_a_batch_grows_evenly_from_an_eighth_whatever_the_devices(shards, rows_p
 GROWING = {"batch.size": 53, "batch.warmup_steps": 5, "data.phases": "24:3", "log.every": 1, "steps": 6}
 
 
-def test_a_prime_batch_that_grows_across_a_change_of_phase_trains_alike_on_1_3_and_8_devices(data, tmp_path):
+def test_a_prime_batch_that_grows_across_a_change_of_phase_trains_alike_on_1_and_3_devices(data, tmp_path):
     found = []
-    for devices, rows_per_device in ((1, 53), (3, 4), (8, 0)):
+    for devices, rows_per_device in ((1, 53), (3, 4)):
         workdir = tmp_path / str(devices)
         config = tiny(data, **GROWING | {"mesh.data": devices, "batch.rows_per_device": rows_per_device})
         assert run(config, workdir)

@@ -39,8 +39,8 @@ def curves(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
 def terminated(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, Finished, Finished]:
     """SIGTERM while step 7 is about to run and again while the final save is under way; then the same command."""
     workdir = tmp_path_factory.mktemp("terminated") / "w"
-    process = runs.start(runs.arguments(workdir), hold="step:6,save:8")
-    for place in ("step:6", "save:8"):
+    process = runs.start(runs.arguments(workdir), hold="step:6,save:7")
+    for place in ("step:6", "save:7"):
         wait_for(process, f"held {place}")
         process.send_signal(signal.SIGTERM)
         release(process)
@@ -60,16 +60,16 @@ def killed(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathli
     return workdir, left_behind, runs.finish(runs.start(runs.arguments(workdir)))
 
 
-def test_sigterm_saves_after_the_steps_in_flight_and_exits_with_75(terminated):
+def test_sigterm_saves_after_the_step_under_way_and_exits_with_75(terminated):
     _, interrupted, _ = terminated
     assert interrupted.status == 75, interrupted.err
-    assert "interrupted by SIGTERM: step 8 is saved" in interrupted.out
+    assert "interrupted by SIGTERM: step 7 is saved" in interrupted.out
     assert interrupted.err == ""
 
 
 def test_a_second_sigterm_during_the_final_save_does_no_harm(terminated):
     workdir, interrupted, resumed = terminated
-    assert interrupted.status == 75 and "resumed from step 8" in resumed.out
+    assert interrupted.status == 75 and "resumed from step 7" in resumed.out
     assert not list((workdir / "checkpoints").glob("damaged-*"))
 
 
@@ -180,7 +180,9 @@ def test_fields_that_may_change_do_not_change_the_result(runs, straight, data, t
         "data.path": moved,
         "data.prefetch": 5,
         "checkpoint.every": 3,
+        "checkpoint.minutes": 7.0,
         "checkpoint.keep": 3,
+        "checkpoint.keep_period": 6,
         "init_from": "",
         "mesh.data": 1,
         "mesh.fsdp": 1,

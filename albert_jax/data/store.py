@@ -27,7 +27,7 @@ def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
         raise UserError("no data set is named; give one with --config.data.path=DIRECTORY.")
     if not file.is_file():
         raise UserError(f"{path} holds no data set (no manifest.json); make one with `python -m pretrain_data build`.")
-    return parse_manifest(file.read_text(encoding="utf-8"), file)
+    return parse_manifest(file.read_bytes(), file)
 
 
 def parse_manifest(text: str | bytes, file: object) -> dict[str, Any]:
