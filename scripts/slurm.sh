@@ -140,7 +140,8 @@ task() {
 # --- on the submitting machine ----------------------------------------------------------------------------------------
 
 stop() {
-    [[ "${1:-}" =~ ^[0-9]+$ ]] || die "which job? Give its number, as in: bash scripts/slurm.sh stop 4711."
+    [[ $# -eq 1 && "$1" =~ ^[0-9]+$ ]] ||
+        die "stop takes the number of a job and nothing else, as in: bash scripts/slurm.sh stop 4711."
     run scontrol update JobId="$1" Requeue=0
     run scancel --state=RUNNING --signal=TERM "$1"
     run scancel --state=PENDING "$1"

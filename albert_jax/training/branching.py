@@ -120,9 +120,9 @@ def _check_alike(meta: dict[str, Any], identity: dict[str, Any], workdir: str) -
     ]
     if differences:
         raise UserError(
-            f"a branch of {workdir} has its model, optimizer, data set and vocabulary: {'; '.join(differences)}; to "
-            f"train its weights otherwise with a fresh optimizer, pass --config.init_from={workdir} instead of "
-            "branch_from."
+            f"a branch of {workdir} has its model, optimizer, data set and vocabulary: {'; '.join(differences)}; give "
+            f"it the parent's values, or, for another optimizer or other data on the same model, pass "
+            f"--config.init_from={workdir} instead of branch_from."
         )
 
 

@@ -18,12 +18,14 @@ from albert_jax.data.store import parse_manifest
 from albert_jax.errors import OutOfMemoryError, UserError
 from albert_jax.model.attention import ATTENTIONS
 from albert_jax.remote import MANIFEST, exists, filesystem, is_remote, named_refusals
+from albert_jax.training.branching import read_source
 from albert_jax.training.data import Data, open_data, rows_of_step, rows_per_step
 from albert_jax.training.fitting import gigabytes
 from albert_jax.training.initialization import starting_parameters
-from albert_jax.training.loop import check_numbers
+from albert_jax.training.limits import check_numbers
 from albert_jax.training.phases import Phase, read_phases
 from albert_jax.training.planning import Machine, Plan, machine_named, plan_step, this_machine
+from albert_jax.training.restoring import find_step
 from albert_jax.training.sharding import make_mesh, read_rules
 from albert_jax.training.step import make_train_step
 
@@ -75,6 +77,9 @@ def check(config: ml_collections.ConfigDict, machine: str) -> int:
     _say_totals(looked)
     if config.init_from:
         _say_start(config, looked[-1].data)
+    if config.branch_from:
+        source = read_source(config.branch_from)
+        say("start", f"a branch from {find_step(source.workdir, source.step)[0]}")
     if machine in PARTS:
         return 0
     return _say_plan(config, looked, this_machine() if machine == "here" else machine_named(machine))
@@ -214,7 +219,7 @@ def _say_time(config: ml_collections.ConfigDict, looked: list[Looked], plans: li
     steps = sum(seconds * each.total_rows / each.rows for seconds, each in zip(of_step, looked, strict=True))
     evaluation = evaluation_seconds(config, looked[-1], plans[-1])
     hours = (steps + evaluation) / 3600
-    kind = "AT LEAST" if plans[-1].bound else "an ESTIMATE,"
+    kind = "an ESTIMATE, at least," if plans[-1].bound else "an ESTIMATE,"
     each_step = " and ".join(f"{seconds:.3g} s" for seconds in of_step)
     say("time", f"{kind} {plans[-1].seconds_by}: {each_step} a step, {hours:.3g} hours in all")
     if looked[-1].data is not None:

@@ -76,6 +76,14 @@ def expected_fit(config: ml_collections.ConfigDict, shards: int, rows: int, memo
     return Expected(split, expected_memory(config, shards, split.each))
 
 
+def rows_that_fit(config: ml_collections.ConfigDict, shards: int, rows: int, memory: float) -> int | None:
+    """How many rows a device can take at a time by the formula, whatever the config gives; None where not even one."""
+    free = config.copy_and_resolve_references()
+    free.batch.rows_per_device = 0
+    split, needs = expected_fit(free, shards, rows, memory)
+    return split.each if fits(needs, memory) else None
+
+
 def device_memory(device: Any) -> float:
     """Bytes of a device's memory, in all: as JAX states them, else by its name, else a share of the machine's."""
     stated = (device.memory_stats() or {}).get("bytes_limit")
@@ -152,6 +160,8 @@ def fit(
         if not isinstance(found, TooLarge) and (found.memory <= memory if given else fits(found.memory, memory)):
             return split, found
         fewer = _fewer(config, split, found.memory, memory)
+        if given and fewer is not None:  # it stands in a sentence, so it had better fit at once
+            fewer = min(fewer, rows_that_fit(config, shards, rows, memory) or fewer)
         if given or fewer is None:
             needs = gigabytes(found.memory) if math.isfinite(found.memory) else f"more than {gigabytes(memory)}"
             raise OutOfMemoryError(

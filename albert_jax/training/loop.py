@@ -202,7 +202,8 @@ class Run:
         return next((leg for leg in self.legs if step < leg.phase.end), self.legs[-1])
 
     def _open_telemetry(self) -> Telemetry:
-        if self.step:
+        parent = self.identity.get("parent")
+        if self.step and not (parent and parent["step"] == self.step):
             _log.info("resumed from step %s in %s.", self.step, self.workdir)
         chip = chip_of(jax.devices()[0].device_kind)
         peak = self.mesh.size * chip.peak if chip else None
@@ -210,7 +211,7 @@ class Run:
             self.workdir,
             steps=self.config.steps,
             restored_step=self.step,
-            parent=self.identity.get("parent"),
+            parent=parent,
             peak_flops=peak,
         )
 

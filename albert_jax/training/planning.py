@@ -33,6 +33,7 @@ from albert_jax.training.fitting import (
     fits,
     gigabytes,
     remedy,
+    rows_that_fit,
 )
 from albert_jax.training.legs import lower_step
 from albert_jax.training.sharding import Split, make_mesh, mesh_shape, row_shards
@@ -295,13 +296,18 @@ def _by_formula(config: ml_collections.ConfigDict, machine: Machine, rows: int) 
     data, fsdp, tensor = mesh_shape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, machine.size)
     config = with_attention(config, machine)
     split, memory = expected_fit(config, data * fsdp, rows, machine.memory)
-    if not fits(memory, machine.memory):
+    given = config.batch.rows_per_device
+    if not (memory <= machine.memory if given else fits(memory, machine.memory)):
+        fewer = rows_that_fit(config, data * fsdp, rows, machine.memory)
         raise OutOfMemoryError(
             f"by a formula, a step that takes {split.each} rows a device at a time needs {gigabytes(memory)}, and a "
-            f"device has {gigabytes(machine.memory)}; {remedy(config, split)}."
+            f"device has {gigabytes(machine.memory)}; {remedy(config, split, fewer)}."
         )
     by = f"by a formula that is within {FORMULA_ERROR:.0%} of the TPU compiler's plans"
-    by += f" and untried on {machine.chip.name}" if machine.chip and not machine.chips else "; install libtpu for those"
+    if machine.chip and not machine.chips:
+        by += f" and untried on {machine.chip.name}, with the attention {config.attention}"
+    else:
+        by += "; install libtpu for those"
     return Plan(split, memory, by, *_seconds(config, split, data * fsdp * tensor, machine.chip))
 
 
@@ -327,4 +333,4 @@ def _seconds(
     share = utilization(config, chip)
     if share is not None:
         return split.rows * row / share, f"at {share:.0%} of the peak, as docs/scaling.md has it of {chip.name}", False
-    return split.held * row, f"at the peak of {chip.name}: nothing is known of its share that is reached", True
+    return split.held * row, f"if the peak of {chip.name} were reached", True
