@@ -218,6 +218,7 @@ LONG = {
 MORE = 2_200_000_000
 
 
+@pytest.mark.slow  # how much memory a process takes beside its arrays depends on the machine
 def test_memory_that_runs_out_in_a_step_ends_the_run_with_status_71_and_what_is_said_then_helps(runs: Runs, tmp_path):
     """XLA's own failure: the process may take less addresses more than it has than two rows at a time need."""
     arguments = functools.partial(runs.arguments, tmp_path / "w")

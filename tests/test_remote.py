@@ -449,7 +449,7 @@ def test_a_run_in_the_store_stopped_and_resumed_ends_with_the_bits_of_a_local_on
     stopped.send_signal(signal.SIGTERM)
     release(stopped)
     ended = runs.finish(stopped)
-    told = re.search(f"interrupted by SIGTERM: step ([89]) is saved in {RUN}", ended.out)
+    told = re.search(f"interrupted by SIGTERM: step ([78]) is saved in {RUN}", ended.out)
     assert ended.status == 75 and told, ended
     finished = runs.finish(runs.start(arguments))
     assert finished.status == 0 and f"resumed from step {told[1]} in {RUN}" in finished.out, finished.err

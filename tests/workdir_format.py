@@ -345,7 +345,7 @@ def write_workdir(
             checkpointer.save(folder / name, jax.tree.map(jax.numpy.asarray, tree))
     meta = said | {"step": STEP, "position": POSITION, "digests": digests(form)}
     if form > 1:
-        meta |= {"interval": INTERVAL}
+        meta |= {"interval": INTERVAL, "skipped": []}
         left_out = {"rows": LEFT_OUT, "told": 5, "restored": 4, "times": 1, "abandoned": []}
         (workdir / "left_out.json").write_text(json.dumps(left_out) + "\n")
     meta["seal"] = sealed(meta)

@@ -42,7 +42,7 @@ _COLUMNS = (
     ("good", 6, "goodput", ".1%"),
 )
 _HEADING_EVERY = 25  # lines
-_NO_CURVES = ("time", "wall_s", "seconds")  # in `timing`, from which goodput is computed
+_NO_CURVES = ("time", "wall_s", "seconds", "share")  # in `timing`, from which goodput is computed
 
 
 class Telemetry:
