@@ -193,8 +193,10 @@ def test_what_does_not_fit_is_status_1_with_the_setting_to_try(
 ) -> None:
     config = tiny(data, **{"mesh.data": -1, "batch.rows_per_device": 800, "batch.size": 800})
     config.model.hidden_size, config.model.num_hidden_layers = 8192, 48
-    with pytest.raises(OutOfMemoryError, match=r"24\.00 GB; pass --config\.batch\.rows_per_device=600"):
+    with pytest.raises(OutOfMemoryError, match=r"24\.00 GB; pass --config\.batch\.rows_per_device=(\d+)") as refused:
         plan_step(config, machine_named("L4"), 800)
+    config.batch.rows_per_device = int(str(refused.value).rstrip(".").rpartition("=")[2])
+    assert 0.7 * 24e9 < plan_step(config, machine_named("L4"), 800).memory <= 24e9
     size = {"batch.rows_per_device": 800, "batch.size": 800, "model.hidden_size": 8192, "model.num_hidden_layers": 48}
     done = runs.train([*runs.arguments(tmp_path / "w", size), "--check=L4"])
     assert done.status == 1 and re.search(r"memory +DOES NOT FIT: by a formula", done.out) and done.err == ""
