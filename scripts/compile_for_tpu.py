@@ -35,7 +35,7 @@ from albert_jax.errors import OutOfMemoryError, UserError
 from albert_jax.model.encoder import REMATERIALISATIONS
 from albert_jax.training import costs, fitting, program
 from albert_jax.training.chips import Cards, Slice, machine_of, slice_of
-from albert_jax.training.fitting import TooLarge, expected_fit, gigabytes
+from albert_jax.training.fitting import TooLarge, expected_fit, gigabytes, told
 from albert_jax.training.legs import lower_step
 from albert_jax.training.planning import (
     Figures,
@@ -208,7 +208,7 @@ def report(config: ml_collections.ConfigDict, chips: Slice, split: Split, figure
 def in_words(split: Split) -> str:
     """The layout of a batch."""
     empty = f", {1 - split.rows / split.held:.1%} of them empty" if split.held > split.rows else ""
-    return f"{split.parts} micro-batches of {split.each} rows a chip{empty}"
+    return f"{told(split)} a chip{empty}"
 
 
 def formula(config: ml_collections.ConfigDict, chips: Slice, rows: int) -> float:

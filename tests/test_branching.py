@@ -16,6 +16,7 @@ import pytest
 from albert_jax.errors import UserError
 from albert_jax.training.branching import read_source
 from albert_jax.training.checkpoint import Checkpoints
+from albert_jax.training.left_out import LeftOut, forget_left_out, read_left_out
 from albert_jax.training.legs import make_legs
 from albert_jax.training.loop import Run
 from albert_jax.training.optimizer import decayed, learning_rate_schedule
@@ -158,6 +159,34 @@ def test_a_start_that_was_killed_before_its_first_save_branches_again(data, pare
     only_started(monkeypatch)
     branch(data, tmp_path / "w", f"{parent}@{AT}")  # a corrected command may use the workdir
     assert_same_bits(arrays(parent, AT), arrays(tmp_path / "w", AT))
+    assert meta(tmp_path / "w", AT)["parent"]["step"] == AT
+
+
+def test_a_start_that_was_killed_leaves_out_what_its_parent_left_out_when_it_began(data, parent, tmp_path, monkeypatch):
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    LeftOut(((0, 200, 208),)).write(parent)
+    with monkeypatch.context() as broken:
+        broken.setattr(Checkpoints, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            branch(data, tmp_path / "w", f"{parent}@{AT}", steps=20)
+    forget_left_out(parent)
+    only_started(monkeypatch)
+    branch(data, tmp_path / "w", f"{parent}@{AT}", steps=20)
+    assert read_left_out(tmp_path / "w")["rows"] == [[0, 200, 208]]
+
+
+def test_a_checkpoint_that_the_parent_was_turning_away_from_when_it_was_killed_is_none(
+    data, parent, tmp_path, monkeypatch
+):
+    only_started(monkeypatch)
+    LeftOut(((0, 40, 44),), told=STEPS, restored=AT, times=1, abandoned=(STEPS,)).write(parent)
+    try:
+        branch(data, tmp_path / "w", parent, steps=20)
+        assert "has no checkpoint 12; it has [8]" in refusal(data, tmp_path / "v", f"{parent}@{STEPS}", steps=20)
+    finally:
+        forget_left_out(parent)
     assert meta(tmp_path / "w", AT)["parent"]["step"] == AT
 
 

@@ -37,6 +37,15 @@ def said(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     return {line[:9].strip(): line[9:] for line in lines}
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"), [("confg", "--check=config?"), ("feilds", "--check=fields?"), ("v5e_16", "v5e-16")]
+)
+def test_a_name_that_is_none_is_refused_before_anything_is_opened(name: str, meant: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check(base.get_config(), name)  # without data
+    assert f"did you mean {meant}" in str(refused.value)
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -53,7 +62,7 @@ def test_it_says_what_the_run_then_does_and_leaves_nothing_behind(
     assert (steps, rows) == (STEPS, last["position"])
     assert epochs == pytest.approx(last["epoch"], abs=0.005)
     assert tokens == pytest.approx(rows * 48 * last["real_share"], rel=0.1)  # as far as a sample of rows tells
-    assert "8 rows of 48 slots in 1 shards: 2 micro-batches of 4 rows a device (given), 0.0% of them empty" in done.out
+    assert "8 rows of 48 slots in 1 shard: 2 micro-batches of 4 rows a device (given), 0.0% of them empty" in done.out
     assert re.search(r"memory +fits: [\d.]+ GB of [\d.]+ GB a device, by the compiler's plan", done.out)
     assert "no estimate: nothing is known of this device's speed" in done.out  # a CPU's
 

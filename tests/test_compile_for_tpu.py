@@ -132,7 +132,7 @@ def test_the_command_prints_everything(monkeypatch, capsys):
     out = capsys.readouterr().out
     for line in (
         r"64 rows of 512 on v4-8 \(v4:2x2x1\): 4 chips, 8 cores, one device a chip; jax [\d.]+, libtpu [\d.]+",
-        r"with --config\.batch\.rows_per_device=16 --config\.remat=dots_saveable: 1 micro-batches of 16 rows a chip\n",
+        r"with --config\.batch\.rows_per_device=16 --config\.remat=dots_saveable: 1 micro-batch of 16 rows a chip\n",
         r"memory +fits in 28\.80 GB, 90% of a chip: [\d.]+ GB a device",
         r"arguments [\d.]+ GB, of which [\d.]+ GB become the results of [\d.]+ GB; temporaries [\d.]+ GB; program",
         r"FLOPs +[\d.e+]+ a device, 1\.0\d* x the formula's",

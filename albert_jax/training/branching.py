@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
-from etils import epath
 from flax import traverse_util
 
 from albert_jax.errors import UserError
@@ -57,7 +56,7 @@ def parent_of(identity: dict[str, Any]) -> dict[str, Any]:
     Returns:
       For its `run.json`: `workdir` as given, `step`, and the `seal` of that checkpoint; `changed`, name -> [parent's
       value, its own]; `parent_position`, the rows that the parent had consumed of its leg's stream, and `position`,
-      where the branch goes on in its own.
+      where the branch goes on in its own; `left_out`, the rows that it leaves out because the parent does.
 
     Raises:
       UserError: where there is no such checkpoint or it is damaged, or the branch cannot go on from it.
@@ -101,6 +100,7 @@ def parent_of(identity: dict[str, Any]) -> dict[str, Any]:
         "changed": changed,
         "parent_position": meta["position"],
         "position": _position(meta, identity),
+        "left_out": _left_out(meta, identity, source.workdir),
     }
 
 
@@ -158,6 +158,22 @@ def _position(meta: dict[str, Any], identity: dict[str, Any]) -> int:
     return 0
 
 
+def _left_out(meta: dict[str, Any], identity: dict[str, Any], workdir: str) -> list[list[int]]:
+    """What the parent leaves out, in those of its phases whose streams the branch has too; see `LeftOut.rows`."""
+    same_seed = settings_of(meta)["seed"] == identity["config"]["seed"]
+    phases = [
+        (old.begin, new.begin)
+        for old, was in zip(_phases(meta), meta["plan"].split(), strict=True)
+        for new, now in zip(_phases(identity), identity["plan"].split(), strict=True)
+        if same_seed and was == now
+    ]
+    parents = read_left_out(workdir)["rows"]
+    rows = sorted([new, first, last] for old, new in phases for begin, first, last in parents if begin == old)
+    if rows:
+        _log.info("%s ranges of rows that the parent has left out are left out here too.", len(rows))
+    return rows
+
+
 def _phases(identity: dict[str, Any]) -> list[Phase]:
     return read_phases(_config(settings_of(identity)))
 
@@ -192,25 +208,9 @@ def branch(identity: dict[str, Any], like: TrainState, checkpoints: Checkpoints)
     except DamagedError as e:
         by_first(functools.partial(_refuse_damaged, identity, parent["step"], str(e)))
         raise
-    by_first(lambda: _inherit_left_out(meta, identity, checkpoints.directory.parent))
+    by_first(lambda: LeftOut(tuple(map(tuple, parent["left_out"]))).write(checkpoints.directory.parent))
     progress = {"step": parent["step"], "position": parent["position"], "interval": meta["interval"]}
     checkpoints.save(state, progress, block=True)
-
-
-def _inherit_left_out(meta: dict[str, Any], identity: dict[str, Any], workdir: epath.Path) -> None:
-    """Leaves out what the parent leaves out, in those of its phases whose streams the branch has too."""
-    same_seed = settings_of(meta)["seed"] == identity["config"]["seed"]
-    phases = [
-        (old.begin, new.begin)
-        for old, was in zip(_phases(meta), meta["plan"].split(), strict=True)
-        for new, now in zip(_phases(identity), identity["plan"].split(), strict=True)
-        if same_seed and was == now
-    ]
-    parents = LeftOut.of(read_left_out(identity["parent"]["workdir"])).rows
-    rows = {(new, first, last) for old, new in phases for begin, first, last in parents if begin == old}
-    LeftOut(rows=tuple(sorted(rows))).write(workdir)
-    if rows:
-        _log.info("%s ranges of rows that the parent has left out are left out here too.", len(rows))
 
 
 def _check_seal(parent: dict[str, Any], meta: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ here.
 """
 
 import dataclasses
+import difflib
 import logging
 import math
 
@@ -19,8 +20,9 @@ from albert_jax.errors import OutOfMemoryError, UserError
 from albert_jax.model.attention import ATTENTIONS
 from albert_jax.remote import MANIFEST, exists, filesystem, is_remote, named_refusals
 from albert_jax.training.branching import read_source
+from albert_jax.training.chips import machine_of
 from albert_jax.training.data import Data, open_data, rows_of_step, rows_per_step
-from albert_jax.training.fitting import gigabytes
+from albert_jax.training.fitting import counted, gigabytes, told
 from albert_jax.training.initialization import starting_parameters
 from albert_jax.training.limits import check_numbers
 from albert_jax.training.phases import Phase, read_phases
@@ -71,6 +73,7 @@ def check(config: ml_collections.ConfigDict, machine: str) -> int:
     Raises:
       UserError: where a setting, the data or the machine's name is wrong.
     """
+    _check_name(machine)
     logging.getLogger("albert_jax").setLevel(logging.WARNING)  # what the data's own lines say stands below
     phases = check_settings(config)
     looked = [_look(phase, machine) for phase in phases]
@@ -83,6 +86,17 @@ def check(config: ml_collections.ConfigDict, machine: str) -> int:
     if machine in PARTS:
         return 0
     return _say_plan(config, looked, this_machine() if machine == "here" else machine_named(machine))
+
+
+def _check_name(machine: str) -> None:
+    """Refuses a name that is none before anything is opened."""
+    words = (*PARTS, "here")
+    if machine not in words:
+        if near := difflib.get_close_matches(machine, words, n=1):
+            raise UserError(
+                f"--check={machine} is neither a machine nor one of {', '.join(words)}; did you mean --check={near[0]}?"
+            )
+        machine_of(machine)
 
 
 def say(what: str, text: str) -> None:
@@ -201,8 +215,8 @@ def _say_plan(config: ml_collections.ConfigDict, looked: list[Looked], machine: 
         split, slots = plan.split, each.phase.config.data.sequence_length
         say(
             "step",
-            f"{split.rows:,} rows of {slots} slots in {split.shards} shards: {split.parts} micro-batches of "
-            f"{split.each} rows a device ({chosen}), {1 - split.rows / split.held:.1%} of them empty",
+            f"{counted(split.rows, 'row')} of {slots} slots in {counted(split.shards, 'shard')}: {told(split)} a "
+            f"device ({chosen}), {1 - split.rows / split.held:.1%} of them empty",
         )
         say("memory", f"fits: {gigabytes(plan.memory)} of {gigabytes(machine.memory)} a device, {plan.memory_by}")
         plans.append(plan)

@@ -165,7 +165,7 @@ def fit(
         if given or fewer is None:
             needs = gigabytes(found.memory) if math.isfinite(found.memory) else f"more than {gigabytes(memory)}"
             raise OutOfMemoryError(
-                f"a step that takes {split.each} row{'s' * (split.each > 1)} a device at a time needs {needs}, and a "
+                f"a step that takes {counted(split.each, 'row')} a device at a time needs {needs}, and a "
                 f"device has {gigabytes(memory)}; {remedy(config, split, fewer)}."
             )
         split = split_rows(rows, shards, fewer)
@@ -197,6 +197,16 @@ def remedy(config: ml_collections.ConfigDict, split: Split | None, fewer: int | 
     if split is not None and less >= 0:
         return f"pass --config.remat={REMATERIALISATIONS[less]}"
     return "split the model by --config.mesh.fsdp or --config.mesh.tensor, or take devices with more memory"
+
+
+def counted(number: int, one: str, more: str = "") -> str:
+    """A number of things for a reader; `more` is the plural where an s does not make it."""
+    return f"{number:,} {one if number == 1 else more or f'{one}s'}"
+
+
+def told(split: Split) -> str:
+    """How a shard takes its rows, for a reader."""
+    return f"{counted(split.parts, 'micro-batch', 'micro-batches')} of {counted(split.each, 'row')}"
 
 
 def gigabytes(size: float) -> str:

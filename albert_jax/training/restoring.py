@@ -22,6 +22,7 @@ from albert_jax.training.agreement import agree
 from albert_jax.training.compatibility import check_parameters_format
 from albert_jax.training.digests import digests
 from albert_jax.training.distributed import by_first
+from albert_jax.training.left_out import read_left_out
 from albert_jax.training.saved_steps import SavedSteps, absolute
 from albert_jax.training.step import TrainState
 from albert_jax.training.writer import META
@@ -221,11 +222,14 @@ def load_parameters(workdir: str | os.PathLike[str], step: int | None = None) ->
 def find_step(workdir: str | os.PathLike[str], step: int | None) -> tuple[epath.Path, list[int]]:
     """The folder of a run's checkpoint, the newest where `step` is None, and the steps that are there.
 
+    Those that a run was turning away from when it was killed are not.
+
     Raises:
       UserError: where there is no such checkpoint.
     """
     checkpoints = absolute(workdir) / "checkpoints"
-    steps = SavedSteps(checkpoints).whole()
+    abandoned = read_left_out(workdir)["abandoned"]
+    steps = [saved for saved in SavedSteps(checkpoints).whole() if saved not in abandoned]
     if not steps and not checkpoints.is_dir():
         raise UserError(f"{workdir} holds no checkpoints; give the --workdir of a training run.")
     if not steps or (step is not None and step not in steps):
