@@ -53,14 +53,15 @@ TINY: dict[str, Any] = {
 }
 
 
-CPU = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}  # one device
+_FAST_TO_COMPILE = "--xla_backend_optimization_level=0"
+CPU = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": _FAST_TO_COMPILE}  # one device
 ACCELERATOR = {
     "JAX_PLATFORMS": "standin",
     "STANDIN_DEVICES": "1",
     "PYTHONPATH": os.pathsep.join(
         [str(ROOT / "tests" / "stand_ins" / "accelerator"), *filter(None, [os.environ.get("PYTHONPATH")])]
     ),
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
+    "XLA_FLAGS": _FAST_TO_COMPILE,
 }
 
 

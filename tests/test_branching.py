@@ -14,12 +14,14 @@ import optax
 import pytest
 
 from albert_jax.errors import UserError
+from albert_jax.training import branching
 from albert_jax.training.branching import read_source
 from albert_jax.training.checkpoint import Checkpoints
 from albert_jax.training.left_out import LeftOut, forget_left_out, read_left_out
 from albert_jax.training.legs import make_legs
 from albert_jax.training.loop import Run
 from albert_jax.training.optimizer import decayed, learning_rate_schedule
+from albert_jax.training.restoring import restore_step
 from albert_jax.training.sharding import make_mesh
 from albert_jax.training.step import abstract_state, batch_gradient
 from tests.in_process import run, tiny
@@ -162,17 +164,16 @@ def test_a_start_that_was_killed_before_its_first_save_branches_again(data, pare
     assert meta(tmp_path / "w", AT)["parent"]["step"] == AT
 
 
-def test_a_start_that_was_killed_leaves_out_what_its_parent_left_out_when_it_began(data, parent, tmp_path, monkeypatch):
-    def killed(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
+def test_what_a_parent_leaves_out_is_left_out_also_where_the_parent_is_removed_meanwhile(
+    data, parent, tmp_path, monkeypatch
+):
+    def restored(*arguments: Any) -> Any:
+        forget_left_out(parent)
+        return restore_step(*arguments)
 
     LeftOut(((0, 200, 208),)).write(parent)
-    with monkeypatch.context() as broken:
-        broken.setattr(Checkpoints, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            branch(data, tmp_path / "w", f"{parent}@{AT}", steps=20)
-    forget_left_out(parent)
     only_started(monkeypatch)
+    monkeypatch.setattr(branching, "restore_step", restored)
     branch(data, tmp_path / "w", f"{parent}@{AT}", steps=20)
     assert read_left_out(tmp_path / "w")["rows"] == [[0, 200, 208]]
 

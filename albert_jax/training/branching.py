@@ -15,7 +15,7 @@ import ml_collections
 from flax import traverse_util
 
 from albert_jax.errors import UserError
-from albert_jax.remote import directory, named_refusals
+from albert_jax.remote import directory, is_remote, named_refusals
 from albert_jax.training.checkpoint import Checkpoints
 from albert_jax.training.compatibility import check_format, settings_of, tell_of_gone_fields
 from albert_jax.training.distributed import by_first
@@ -40,9 +40,9 @@ class Source(NamedTuple):
 
 
 def read_source(text: str) -> Source:
-    """Reads WORKDIR or WORKDIR@STEP; a workdir that has such a name itself is meant first."""
+    """Reads WORKDIR or WORKDIR@STEP; a local workdir that has such a name itself is meant first."""
     workdir, at, step = text.rpartition("@")
-    if not at or not step.isdecimal() or (directory(text) / "checkpoints").is_dir():
+    if not at or not step.isdecimal() or (not is_remote(text) and (directory(text) / "checkpoints").is_dir()):
         return Source(text, None)
     return Source(workdir, int(step))
 
