@@ -124,6 +124,7 @@ def _check(machine: str) -> int:
     from albert_jax.training.check import check
 
     _keep_compiled_programs()
+    logging.getLogger("albert_jax").setLevel(logging.WARNING)  # the lines of the check say more
     return check(_CONFIG.value, machine)
 
 

@@ -112,6 +112,7 @@ def test_a_branch_names_its_parent_in_run_json_in_each_checkpoint_and_in_its_rec
         "changed": {"checkpoint.keep": [2, 3]},
         "parent_position": AT * ROWS,
         "position": AT * ROWS,
+        "left_out": [],
     }
     assert json.loads((unchanged / "run.json").read_text())["parent"] == expected
     assert meta(unchanged, AT)["parent"] == meta(unchanged, STEPS)["parent"] == expected

@@ -75,7 +75,7 @@ def test_loss_and_parameters_do_not_depend_on_devices_or_micro_batches(alone, de
     means, state = train(recipe(), devices, parts=parts)
     for name, value in alone[0].items():
         np.testing.assert_allclose(means[name], value, rtol=2e-6, err_msg=name)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), state.params, alone[1].params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=4e-6), state.params, alone[1].params)
 
 
 def test_the_same_steps_give_the_same_bits(alone):

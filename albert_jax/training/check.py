@@ -7,7 +7,6 @@ here.
 
 import dataclasses
 import difflib
-import logging
 import math
 
 import jax
@@ -74,7 +73,6 @@ def check(config: ml_collections.ConfigDict, machine: str) -> int:
       UserError: where a setting, the data or the machine's name is wrong.
     """
     _check_name(machine)
-    logging.getLogger("albert_jax").setLevel(logging.WARNING)  # what the data's own lines say stands below
     phases = check_settings(config)
     looked = [_look(phase, machine) for phase in phases]
     _say_totals(looked)
