@@ -204,7 +204,7 @@ def _main(part: str, index: int, port: str, workdir: pathlib.Path) -> None:
     process = _Process(index, workdir)
     getattr(process, part)()
     print(json.dumps(process.told), flush=True)
-    distributed.part()  # or the first to end would end the other
+    distributed.part(10.0 if part == "all" else 0.1)  # or the first to end would end the other
     os._exit(0)  # the other may be gone, and JAX would wait for it
 
 
