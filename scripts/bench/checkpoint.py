@@ -27,6 +27,7 @@ from goals import print_goal, print_header
 
 from albert_jax.config import AlbertConfig
 from albert_jax.training.checkpoint import Checkpoints
+from albert_jax.training.compatibility import FORMAT
 from albert_jax.training.digests import digests
 from albert_jax.training.recipe import pretraining
 from albert_jax.training.sharding import make_mesh
@@ -34,6 +35,7 @@ from albert_jax.training.step import TrainState, abstract_state
 
 PACKAGES = ("jax", "jaxlib", "orbax-checkpoint", "tensorstore", "numpy")
 IDENTITY: dict[str, Any] = {
+    "format": FORMAT,
     "config": {},
     "data_fingerprint": "",
     "vocabulary_sha256": "",
