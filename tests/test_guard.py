@@ -75,7 +75,7 @@ def same_end(workdir: pathlib.Path, other: pathlib.Path) -> bool:
     return [r for r in records(workdir) if r["kind"] != "rollback"] == records(other)
 
 
-@pytest.mark.parametrize("stop_after", [None, 6, 8])
+@pytest.mark.parametrize("stop_after", [None, 6, pytest.param(8, marks=pytest.mark.slow)])
 def test_too_many_in_a_row_lead_back_to_the_last_checkpoint_and_on_without_their_rows_alone(
     data, tmp_path, poison, jumping, monkeypatch, caplog, stop_after
 ):

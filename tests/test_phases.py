@@ -54,7 +54,7 @@ def test_each_phase_goes_through_its_own_stream_and_costs_its_own_flops(two_leng
     assert [line["position"] for line in train] == [8, 16, 24, 32, 40, 8, 16, 24, 32, 40, 48, 56]
 
 
-@pytest.mark.parametrize("stop_after", [2, 4, 7])
+@pytest.mark.parametrize("stop_after", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 7))])
 def test_a_run_stopped_in_any_phase_or_between_them_ends_with_the_same_bits(data, tmp_path, two_lengths, stop_after):
     config = tiny(data, **PHASES)
     assert not run(config, tmp_path / "w", stop_after)
@@ -112,6 +112,7 @@ def test_a_batch_grows_evenly_from_an_eighth_whatever_the_devices(shards, rows_p
 GROWING = {"batch.size": 53, "batch.warmup_steps": 5, "data.phases": "24:3", "log.every": 1, "steps": 6}
 
 
+@pytest.mark.slow
 def test_a_prime_batch_that_grows_across_a_change_of_phase_trains_alike_on_1_and_3_devices(data, tmp_path):
     found = []
     for devices, rows_per_device in ((1, 53), (3, 4)):

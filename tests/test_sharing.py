@@ -62,7 +62,11 @@ def test_the_papers_parameter_counts_come_out(strategy: str, width: int, million
     assert abs(counted / 1e6 - millions) <= (1 if millions < 100 else 2)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy",
+    # The widest apart; `pytest -m ''` trains all of them.
+    [pytest.param(s, marks=() if s in ("none", list(STRATEGIES)[-1]) else pytest.mark.slow) for s in STRATEGIES],
+)
 def test_every_strategy_trains_by_the_same_step(strategy: str) -> None:
     recipe, mesh = small(STRATEGIES[strategy]), make_mesh(2)
     batch = random_batch(8)

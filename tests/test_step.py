@@ -70,7 +70,9 @@ def alone():
     return train(recipe(), 1)
 
 
-@pytest.mark.parametrize(("devices", "parts"), [(8, 1), (2, 4), (1, 4)])
+@pytest.mark.parametrize(
+    ("devices", "parts"), [(2, 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((8, 1), (1, 4)))]
+)
 def test_loss_and_parameters_do_not_depend_on_devices_or_micro_batches(alone, devices, parts):
     means, state = train(recipe(), devices, parts=parts)
     for name, value in alone[0].items():
