@@ -578,6 +578,68 @@ def test_ranges_may_begin_and_end_anywhere(tmp_path, monkeypatch, step):
         assert ids(collect(MediaWikiDump(str(path), "w"))) == list(range(3, 25, 3))
 
 
+CONCATENATIONS = {
+    "plain": (".xml", lambda pages: (head() + "".join(pages) + FOOT).encode()),
+    "no line between": (".xml", lambda pages: (head() + "".join(pages) + FOOT.strip()).encode()),
+    "declared": (".xml", lambda pages: ('\n<?xml version="1.0"?>' + head() + "".join(pages) + FOOT).encode().lstrip()),
+    "gzip": (".xml.gz", lambda pages: gzip.compress((head() + "".join(pages) + FOOT).encode())),
+    "xz": (".xml.xz", lambda pages: lzma.compress((head() + "".join(pages) + FOOT).encode())),
+    "zstd": (".xml.zst", lambda pages: zstandard.compress((head() + "".join(pages) + FOOT).encode())),
+    "bzip2": (".xml.bz2", lambda pages: bz2.compress((head() + "".join(pages) + FOOT).encode())),
+    "multistream": (".xml.bz2", multistream),
+}
+
+
+@pytest.mark.parametrize("kind", CONCATENATIONS)
+@pytest.mark.parametrize("each", [None, 3000, 347])
+def test_dumps_one_after_the_other_in_a_file_are_all_read(tmp_path, monkeypatch, kind, each):
+    if each is not None:
+        sizes = {False: each, True: each // 3}
+        monkeypatch.setattr(mediawiki, "_RANGE_BYTES", sizes)
+        monkeypatch.setattr(mediawiki, "_STRIDE_BYTES", sizes)
+        monkeypatch.setattr(mediawiki, "_BLOCK", 101)
+    suffix, written = CONCATENATIONS[kind]
+    pages, path = numbered(60), tmp_path / f"d{suffix}"
+    path.write_bytes(written(pages[:21]) + written(pages[21:24]) + written(pages[24:]))
+    assert sorted(ids(collect(MediaWikiDump(str(path), "w")))) == list(range(3, 61, 3))
+
+
+@pytest.mark.parametrize("each", [10**6, 500])
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (b"this is no XML\n", "syntax error"),
+        (b"<html></html>\n", "its root is <html>"),
+        ((head() + page(99, "Cut off.")).encode(), "no element found"),
+    ],
+)
+def test_what_follows_a_dump_and_is_none_is_refused(tmp_path, monkeypatch, each, more, why):
+    monkeypatch.setattr(mediawiki, "_RANGE_BYTES", {False: each, True: each})
+    for encoding in ("utf-8", "utf-16"):
+        declared = f'<?xml version="1.0" encoding="{encoding}"?>' + head() + "".join(numbered(24)) + FOOT
+        (tmp_path / "d.xml").write_bytes(declared.encode(encoding) + more)
+        with pytest.raises(UserError, match="is no whole dump of MediaWiki") as refused:
+            collect(MediaWikiDump(str(tmp_path / "d.xml"), "w"))
+        assert encoding == "utf-16" or why in str(refused.value)
+
+
+@pytest.mark.parametrize("each", [10**6, 500])
+@pytest.mark.parametrize("kind", ["plain", "gzip", "multistream"])
+def test_dumps_of_several_wikis_in_a_file_are_refused(tmp_path, monkeypatch, each, kind):
+    monkeypatch.setattr(mediawiki, "_RANGE_BYTES", {False: each, True: each})
+    suffix, written = CONCATENATIONS[kind]
+    first, second = written(numbered(24)), written(numbered(9))
+    if kind == "plain":
+        second = second.replace(b"enwiki", b"nlwiki")
+    else:
+        with monkeypatch.context() as other:
+            other.setattr(f"{__name__}.head", lambda of=head: of().replace("enwiki", "nlwiki"))
+            second = written(numbered(9))
+    (tmp_path / f"d{suffix}").write_bytes(first + second)
+    with pytest.raises(UserError, match="holds dumps of several wikis"):
+        collect(MediaWikiDump(str(tmp_path / f"d{suffix}"), "w"))
+
+
 def test_parts_of_real_sizes():
     def strides(size: int, name: str) -> list[tuple[int, int]]:
         spans = MediaWikiDump.spans(object.__new__(MediaWikiDump), mediawiki.File(name, size, ""))

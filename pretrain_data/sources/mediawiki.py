@@ -32,11 +32,12 @@ _STRIDE_BYTES = {False: 8 * 2**20, True: 2 * 2**20}  # by whether it is compress
 # One that can be entered in the middle is divided into ranges of bytes, seconds of work each.
 _RANGE_BYTES = {False: PART_BYTES, True: PART_BYTES // 4}
 _HEAD_BYTES = 2**20  # within which the first page begins
-_BLOCK = 2**20
+_BLOCK, _TAIL = 2**20, 2**12
 # Where a range can be entered. Text has no "<page>", for there "<" is escaped; a stream's head is too long for chance.
 _PAGE = re.compile(rb"<page>")
 _BZ2_STREAM = re.compile(rb"BZh[1-9]1AY&SY")
 _MARKER_BYTES = 10
+_ROOT_END = b"</mediawiki>"  # in text it would be escaped
 # Namespaces of articles; of media, files and categories, whose links show no text.
 _ARTICLES, _HIDDEN = 0, (-2, 6, 14)
 _HIDDEN_ENGLISH = ("media", "file", "image", "category")
@@ -127,30 +128,40 @@ class _Article(NamedTuple):
 
 
 def _articles(stream: "BinaryIO | _Pages", span: Span) -> Iterator[_Article]:
-    """Yields the span's articles.
+    """Yields the span's articles, of all dumps that the file is a concatenation of.
 
     Raises:
-        UserError: the XML is cut off or damaged, or is no dump.
+        UserError: the XML is cut off or damaged, something else follows a dump, or the dumps are of several wikis.
     """
     try:
-        root = ElementIterator.from_file(stream)
-        if root.tag != "mediawiki":
-            raise ValueError(f"its root is <{root.tag}>")
-        dump = mwxml.Dump.from_element(root)
-        names = [space.name for space in dump.site_info.namespaces or [] if space.id in _HIDDEN]
-        hidden = frozenset((*_HIDDEN_ENGLISH, *(name.replace("_", " ").lower() for name in names)))
-        ordinal = -1
-        for page in dump.pages:
-            # The root would keep an empty element for each page of the dump.
-            root.element.clear()
-            if page.namespace != _ARTICLES or page.redirect is not None:
-                continue
-            ordinal += 1
-            if ordinal % span.stride == span.offset:
-                revisions = deque(page, maxlen=1)
-                content = revisions[0].slots.contents["main"] if revisions else None
-                text, model = (content.text or "", content.model) if content else ("", None)
-                yield _Article(page.id, page.title, text, model, hidden)
+        wiki, ordinal = None, -1
+        for dump in _dumps(stream):
+            root = ElementIterator.from_file(dump)
+            if root.tag != "mediawiki":
+                raise ValueError(f"its root is <{root.tag}>")
+            pages = mwxml.Dump.from_element(root)
+            site = (pages.site_info.name, pages.site_info.dbname)
+            if wiki not in (None, site):
+                raise UserError(
+                    f"{span.path!r} holds dumps of several wikis, {wiki} and {site}, whose page ids are not unique; "
+                    "give each of them a file and a --source of its own"
+                )
+            wiki = site
+            names = [space.name for space in pages.site_info.namespaces or [] if space.id in _HIDDEN]
+            hidden = frozenset((*_HIDDEN_ENGLISH, *(name.replace("_", " ").lower() for name in names)))
+            for page in pages.pages:
+                # The root would keep an empty element for each page of the dump.
+                root.element.clear()
+                if page.namespace != _ARTICLES or page.redirect is not None:
+                    continue
+                ordinal += 1
+                if ordinal % span.stride == span.offset:
+                    revisions = deque(page, maxlen=1)
+                    content = revisions[0].slots.contents["main"] if revisions else None
+                    text, model = (content.text or "", content.model) if content else ("", None)
+                    yield _Article(page.id, page.title, text, model, hidden)
+            for _ in root.pointer.etree_events:  # what else the parser finds before the end is an error
+                pass
     except UserError:
         raise
     except Exception as error:  # mwxml raises whatever it comes upon, AttributeError among it
@@ -160,6 +171,47 @@ def _articles(stream: "BinaryIO | _Pages", span: Span) -> Iterator[_Article]:
         raise UserError(
             f"{span.path!r} is no whole dump of MediaWiki{where} ({why}); compare its checksum and fetch it again"
         ) from error
+
+
+class _Dump:
+    """One of the dumps that a stream is a concatenation of, for a parser to `read`: its bytes to the root's end."""
+
+    def __init__(self, stream: SupportsRead, begin: bytes) -> None:
+        self._stream, self._ahead, self._ended = stream, begin, False
+        self.rest = b""  # what was read behind the end
+
+    def read(self, size: int = -1) -> bytes:
+        """Some bytes, however many; none at the end."""
+        if self._ended:
+            return b""
+        # The end of the root may be divided between blocks, so as many bytes as could be its beginning are held back.
+        block = self._stream.read(_BLOCK)
+        data = self._ahead + block
+        found = data.find(_ROOT_END)
+        if found >= 0 or not block:
+            self._ended, held = True, found + len(_ROOT_END) if found >= 0 else len(data)
+            self.rest = data[held:]
+        else:
+            held = max(0, len(data) - len(_ROOT_END))
+        self._ahead = data[held:]
+        return data[:held] if held else self.read()
+
+    def close(self) -> None:
+        """The stream is its owner's to close."""
+
+
+def _dumps(stream: SupportsRead) -> Iterator[_Dump]:
+    """The dumps of a stream; each is to be read to its end before the next. An empty stream is one that is cut off."""
+    rest = b""
+    while True:
+        dump = _Dump(stream, rest)
+        yield dump
+        rest = dump.rest.lstrip()
+        while not rest:
+            block = stream.read(_BLOCK)
+            if not block:
+                return
+            rest = block.lstrip()
 
 
 # --- ranges of bytes --------------------------------------------------------------------------------------------------
@@ -201,7 +253,7 @@ class _Until:
 
 
 class _Pages:
-    """The XML of the pages of a range, with what precedes and follows all pages, for a parser to `read`.
+    """The XML of the pages of a range, with what precedes and follows them where that lies elsewhere, to `read`.
 
     The range goes from the first page, or stream of pages, that begins in the span to the first that begins behind it.
     """
@@ -221,6 +273,9 @@ class _Pages:
         """Some bytes, however many; none at the end."""
         return next(self._blocks, b"")
 
+    def close(self) -> None:
+        """The stream is its owner's to close."""
+
     def _next(self, offset: int) -> int | None:
         """Where the first page or stream at `offset` or behind it begins; None if there is none."""
         marker = _BZ2_STREAM if self._compressed else _PAGE
@@ -235,16 +290,21 @@ class _Pages:
         return None
 
     def _xml(self) -> Iterator[bytes]:
-        head = _head(self._span.path)
-        # The first stream is the head itself.
-        if head is not None and not (self._compressed and self._begin == 0):
-            yield head
         begin = self._begin or 0
         self._stream.seek(begin)
         pages: SupportsRead = _Until(self._stream, self._end)
         if self._compressed:
             pages = decompressed(pages, self._span.path, begin)
-        while block := pages.read(_BLOCK):
+        block = pages.read(_BLOCK)
+        yield _head(self._span.path) or b""
+        # A stream may itself be a head, the file's or that of a dump that follows another.
+        if block.lstrip().startswith((b"<mediawiki", b"<?xml")):
+            yield _ROOT_END
+        end = b""
+        while block:
             yield block
-        if self._end is not None:  # the file's own end closes the last range, or it is cut off
-            yield b"</mediawiki>"
+            end = (end + block)[-_TAIL:]
+            block = pages.read(_BLOCK)
+        # The file's own end closes the last range, or it is cut off.
+        if self._end is not None and not end.rstrip().endswith(_ROOT_END):
+            yield _ROOT_END
