@@ -10,6 +10,9 @@ import os
 import pickle
 import random
 import re
+import shlex
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -18,6 +21,8 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
+import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
@@ -25,6 +30,7 @@ import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from albert_jax.data.tfrecords import write_record
+from albert_jax.errors import UserError
 from pretrain_data.sources import base, files
 from pretrain_data.sources.base import Document, Part, ReadLog, Source, Span, bounded, text_lines
 from pretrain_data.sources.files import FileSource, is_blank, lines, look_at, strides
@@ -454,7 +460,7 @@ def test_the_suffix_tells_the_format_and_a_prefix_overrides_it(tmp_path: Path) -
     for name in ("a.json", "b.jsonl", "c.NDJSON"):
         (tmp_path / name).write_bytes(row)
     (tmp_path / "d.jsonl.zst").write_bytes(zstandard.compress(row))
-    (tmp_path / "e.txt").write_bytes(row)
+    (tmp_path / "e.txt").write_bytes(b"One.\n" + row)
     (tmp_path / "f").write_bytes(b"One.")
     (tmp_path / "g.md.XZ").write_bytes(lzma.compress(b"One."))
     (tmp_path / "[x]*.txt").write_bytes(b"One.")
@@ -472,6 +478,66 @@ def test_the_suffix_tells_the_format_and_a_prefix_overrides_it(tmp_path: Path) -
     assert (type(source).__name__, source.name, source.lines) == ("MediaWikiDump", "dewiki", "paragraph")
     (source,) = opened(f"wikiextractor:{tmp_path}/f")
     assert (type(source).__name__, source.name, source.lines) == ("WikiExtractor", "f", "paragraph")
+
+
+CSV = 'label,text\n1,"A headline, with a comma. It has two sentences."\n2,"Another ""quoted"" row.\nwith a break"\n'
+
+
+def test_tables_are_refused_with_a_command_that_makes_them_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = pa.table({"text": ["One.", "Two, three."]})
+    Path("a.csv").write_text(CSV)
+    Path("b.CSV.gz").write_bytes(gzip.compress(CSV.encode()))
+    Path("c.tsv").write_text('label\ttext\n1\tOne "quoted" row.\n')
+    with pa.OSFile("d.arrow", "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    pa.feather.write_feather(table, "e.feather")
+    for name in sorted(str(path) for path in Path().iterdir()):
+        with pytest.raises(UserError, match="if it is plain text") as refused:
+            opened(name)
+        command = re.search(r"run (python -c '.*?') and name (\S+) with --field", str(refused.value))
+        assert command is not None
+        subprocess.run([sys.executable, *shlex.split(command[1])[1:]], check=True)
+        lines = [line for document in everything(opened(command[2])[0]) for line in document.lines]
+        assert len(lines) == (1 if name == "c.tsv" else 3 if "csv" in name.lower() else 2), name
+
+
+REFUSED = {
+    "a.html": b"<html><body>Text.</body></html>",
+    "b.warc.wet.gz": b"",
+    "c.pdf": b"%PDF-1.7",
+    "d.zip": b"PK",
+    "e.txt.lz4": b"",
+    "f.epub": b"",
+    "g.tfrecord": b"",
+    "h.lst": b"One.",
+    "1": b"WARC/1.0\r\nWARC-Type: conversion\r\n",
+    "2.txt": b"\xef\xbb\xbf\n<!DOCTYPE html>\n<html>",
+    "3.text": b'<?xml version="1.0"?>\n<TEI>',
+    "4.md": b"\x1f\x8b\x08\0",
+    "5.txt.gz": gzip.compress(b"%PDF-1.4"),
+    "6.txt": b'{"text": "One."}\n',
+    "7": b'<?xml version="1.0"?><mediawiki xmlns="x">',
+    "8.001": b"a" * 257 + b"ustar\x0000",
+    "9.txt": b"PAR1\x15",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_text_is_refused_by_its_name_or_its_first_bytes(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(REFUSED[name])
+    with pytest.raises(UserError, match=re.escape(f"text:{tmp_path}/{name}")):
+        opened(tmp_path / name)
+    assert isinstance(opened(f"text:{tmp_path}/{name}")[0], TextFiles)
+
+
+@pytest.mark.parametrize("name", ["a", "wiki_00", "part.0001", "b.txt", "c.md.gz", "news-2023.09"])
+def test_text_is_read_under_these_names(tmp_path: Path, name: str) -> None:
+    content = b"{Braces}, <tags> and WARC are text too. So is PK."
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert isinstance(opened(tmp_path / name)[0], TextFiles)
 
 
 def test_sources_have_the_names_they_are_given_or_short_ones_of_their_own(

@@ -20,14 +20,12 @@ from typing import NamedTuple, Protocol
 from albert_jax.errors import UserError
 from albert_jax.remote import is_remote
 from pretrain_data.sources.base import QUARANTINE, BadCount, BadRecord, Part, ReadLog, Source, listing
-from pretrain_data.sources.files import COMPRESSED_SUFFIXES, FileSource, expand, open_binary
+from pretrain_data.sources.files import FileSource, expand
+from pretrain_data.sources.formats import KINDS, kind_of_files
 
 PYTHON_DOCS = "python-docs"
-KINDS = ("text", "jsonl", "parquet", "wikiextractor", "mediawiki", "tfds")
 # Kinds whose lines may be sentences or paragraphs; the others have a layout of their own.
 _EITHER = ("text", "jsonl", "parquet", "tfds")
-_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".xml": "mediawiki"}
-_WIKIEXTRACTOR = b'<doc id="'  # its files have no suffix
 # Lines looked at to tell whether a line is a sentence or a paragraph, and places of the source that they come from.
 _DETECT_LINES = 4000
 _DETECT_PLACES = 80
@@ -150,32 +148,7 @@ def _parsed(spec: str) -> _Spec:
     if re.fullmatch("[a-z]+", kind) and colon and not is_remote(what) and not os.path.lexists(what):
         raise UserError(f"{kind + ':'!r} in --source {spec!r} is no kind of source; the kinds are {listing(KINDS)}")
     paths = expand(what)
-    kinds = sorted({_kind_of(path) for path in paths})
-    if len(kinds) > 1:
-        raise UserError(
-            f"{what!r} matches files of different kinds ({', '.join(kinds)}); name each kind by a --source of its own, "
-            f"or say what all of them are as in {kinds[-1]}:{what}"
-        )
-    if kinds == ["text"]:
-        with open_binary(paths[0]) as stream:
-            if stream.read(len(_WIKIEXTRACTOR)) == _WIKIEXTRACTOR:
-                raise UserError(
-                    f"{paths[0]!r} looks like output of WikiExtractor; name it as wikiextractor:{what}, or as "
-                    f"text:{what} if it is none"
-                )
-    return _Spec(name, kinds[0], what)
-
-
-def _kind_of(path: str) -> str:
-    """What a file's name tells of its format; text where it tells nothing."""
-    name = _without_suffix(path.rsplit("/", 1)[-1].lower(), COMPRESSED_SUFFIXES)
-    if "pages-articles" in name:  # parts of Wikipedia's dumps end in -p1p41242
-        return "mediawiki"
-    return _SUFFIXES.get(os.path.splitext(name)[1], "text")
-
-
-def _without_suffix(name: str, suffixes: Sequence[str]) -> str:
-    return next((name.removesuffix(suffix) for suffix in suffixes if name.endswith(suffix)), name)
+    return _Spec(name, kind_of_files(paths, what), what)
 
 
 def _names(specs: Sequence[_Spec]) -> list[str]:
