@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from albert_jax.data.shards import Shards
 from albert_jax.errors import UserError
 
 FORMAT = 2
@@ -108,26 +109,22 @@ class TextStore:
         self.sources = {name: records for name, records in sources.items() if records} or {"text": counts["records"]}
         given = {source.get("name"): source.get("weight", 1.0) for source in manifest.get("sources", [])}
         self.weights: dict[str, float] = {name: given.get(name, 1.0) for name in self.sources}
-        self._source, self._dtype, self._shards = self._open()
+        self._shards, self._dtype = self._open()
         self._check_counts(counts)
 
-    def _open(self) -> tuple[Any, np.dtype, dict[str, int]]:
-        """The records' serialised bytes, by position; the type of their token ids; the records of each shard file."""
+    def _open(self) -> tuple[Shards, np.dtype]:
+        """The records' serialised bytes, by position, and the type of their token ids."""
         try:
             builder = tfds.builder_from_directory(str(self.path))
             info = builder.info.splits[self.split]
             shards = dict(zip(map(str, info.filepaths), info.shard_lengths, strict=True))
+            dtype = np.dtype(builder.info.features["tokens"].np_dtype)
         except Exception as e:  # TFDS, protobuf and json each raise their own
             raise self._unopened(e) from e
-        for shard in shards:  # TFDS would find a missing one at the first read
+        for shard in shards:  # else found at the first read
             if not pathlib.Path(shard).is_file():
                 raise self._damaged(shard, "it is missing")
-        try:
-            raw = tfds.decode.DeserializeMethod.RAW_BYTES
-            source = builder.as_data_source(split=self.split, deserialize_method=raw)
-            return source, np.dtype(builder.info.features["tokens"].np_dtype), shards
-        except Exception as e:
-            raise self._unopened(e) from e
+        return Shards(shards), dtype
 
     def _unopened(self, e: Exception) -> UserError:
         return UserError(f"the data set {self.path} cannot be opened ({_first_line(e)}); build the data set again.")
@@ -142,7 +139,7 @@ class TextStore:
         """Compares shards and index with each other and with the manifest."""
         per_record, per_document = self.sentences_per_record, self.records_per_document
         counts = {
-            "records": (len(self._source), len(per_record), int(per_document.sum(dtype=np.int64))),
+            "records": (len(self._shards), len(per_record), int(per_document.sum(dtype=np.int64))),
             "documents": (len(per_document),),
             "sentences": (int(per_record.sum(dtype=np.int64)), len(self.sentence_lengths)),
             "tokens": (int(self.unigrams.sum()), int(self.sentence_lengths.sum(dtype=np.int64))),
@@ -218,20 +215,24 @@ class TextStore:
         """
         try:
             tokens = self._tokens(records)
+        except UserError:
+            raise
         except Exception as e:  # array_record raises RuntimeError or ValueError, protobuf its own
-            raise self._damaged(self._shard_of(self._first_unreadable(records)), _first_line(e)) from e
+            raise self._damaged(self._shards.file_of(self._first_unreadable(records)), _first_line(e)) from e
         offsets = bounds([len(t) for t in tokens])
         wrong = np.flatnonzero(np.diff(offsets) != self.record_begins[records + 1] - self.record_begins[records])
         if wrong.size:
-            shard = self._shard_of(int(records[wrong[0]]))
+            shard = self._shards.file_of(int(records[wrong[0]]))
             raise self._damaged(shard, "its records are not as long as the index says")
         return np.concatenate(tokens).astype(np.int32) if tokens else np.zeros(0, np.int32), offsets
 
     def _tokens(self, records: np.ndarray) -> list[np.ndarray]:
         # Only the tokens are decoded, and here: TFDS's decoding of all four features takes four times as long.
         parse = tf_example_pb2.Example.FromString
-        serialised = self._source.__getitems__([int(i) for i in records])
-        ids = [parse(record).features.feature["tokens"].bytes_list.value[0] for record in serialised]
+        ids = [
+            parse(record).features.feature["tokens"].bytes_list.value[0]
+            for record in self._shards.read(np.asarray(records))
+        ]
         return [np.frombuffer(i, self._dtype) for i in ids]
 
     def _first_unreadable(self, records: np.ndarray) -> int:
@@ -242,10 +243,6 @@ class TextStore:
             except Exception:
                 return int(record)
         return int(records[0])
-
-    def _shard_of(self, record: int) -> str:
-        place = np.searchsorted(np.cumsum(list(self._shards.values())), record, side="right")
-        return list(self._shards)[int(place)]
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
