@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from albert_jax.data.loader import Loader
+from albert_jax.data.rows import with_empty_rows
 from albert_jax.data.stream import IGNORED, Batch, Stream
 from albert_jax.model import Parameters
 from albert_jax.training.distributed import first
@@ -61,7 +62,8 @@ class Evaluator:
 
     Args:
       stream: of the validation split, unshuffled and with a seed that is no part of the config.
-      rows: how many of its first rows are evaluated; 0 takes all.
+      rows: how many of its rows are evaluated, evenly spaced, as the order of rows is that of sources and of how full
+        they are; 0 takes all.
       batch_rows: rows evaluated at a time; what remains is filled with empty rows, so that each row counts once.
       mask_slots: of a row.
       ahead: how many batches are prepared ahead.
@@ -129,11 +131,14 @@ class Evaluator:
         return made_rows(self._targets, self._layout, start, self._layout.split.rows)
 
     def _targets(self, start: int, count: int) -> Batch:
-        """Rows of the split, without targets from `rows` on."""
-        batch = self._stream.fixed_rows(start, count)
-        kept = max(0, min(count, self._rows - start))
-        batch.mlm_labels[kept:], batch.sop_labels[kept:] = IGNORED, IGNORED
-        return batch
+        """The rows that are evaluated, then empty ones."""
+        if self._rows == self._stream.rows:
+            return self._stream.fixed_rows(start, count)
+        chosen = np.arange(start, min(start + count, self._rows)) * self._stream.rows // self._rows
+        if not len(chosen):
+            return self._stream.fixed_rows(self._stream.rows, count)
+        made = [self._stream.fixed_rows(int(row), 1) for row in chosen]
+        return with_empty_rows(Batch(*map(np.concatenate, zip(*made, strict=True))), count)
 
 
 def _results(t: dict[str, float], unigram: float) -> Results:

@@ -118,7 +118,7 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
 
     c.eval = ml_collections.ConfigDict()
     c.eval.every = 5000  # steps between evaluations; the last step is evaluated too
-    c.eval.rows = 0  # rows of the validation split that are evaluated, the same ones each time; 0 takes all
+    c.eval.rows = 0  # rows of validation that are evaluated, evenly spaced, each time the same; 0 takes all
 
     c.watchdog = ml_collections.ConfigDict()
     c.watchdog.seconds = 1800.0  # without a step, after which every thread's stack is printed; 0: never
