@@ -88,6 +88,7 @@ class Summary:
             "empty_documents": "documents without text",
             "cut_lines": "lines too long to be held in memory, cut",
             "split_documents": "documents too long to be held in memory, split",
+            "markup": "pieces of markup that stood in extracted text, removed",
         }
         lines += [f"{told.get(name, name)}: {count:,}" for name, count in self.log.items() if count]
         speed = self.source_bytes / 1e6 / max(1e-9, self.seconds)

@@ -834,6 +834,54 @@ def test_wikiextractor_s_forms(tmp_path, form, suffix, compress):
     assert "2 files of WikiExtractor output" in source.describe()
 
 
+REMAINS = """\
+<doc id="7" url="u" title="Bracket">
+Bracket
+
+The first <a href=""Hello, world!" program">"Hello, world!" program</a> of 1972 prints a line. It is a test.
+For its use see the &lt;a href="Bracket"&gt;bracket&lt;/a&gt; there. The codice_1 code runs codice_2, formula_3 too.
+One&lt;br&gt;two &lt;nowiki&gt;x&lt;/nowiki&gt; and &amp;nbsp;here, <ref name="a">so</ref>. More (formula_4) is here.
+249||24||colspan="2"|-||9||0||258||24
+!rowspan="2"|Total!!colspan="2"|OFC
+| style="text-align:left" | A cell
+{| class="wikitable"
+|-
+__NOTOC__
+Oslo hosted <a href="Nobel%20Peace%20Prize">the prize</a>; see [[Oslo]] and Section 2__TOC__.
+</doc>
+"""
+LEFT_ALONE = [
+    "The relation a < b means less, and c > d more; x<y too. It is &lt; in entities.",
+    "In C, a || b is true if one is; !x negates, and x != y compares. Wow!! It is!",
+    "Call formula_one or codice fiscale, and __init__ of a class; an <authority> said so.",
+    "!Kung is a language.",
+    "{braces} and [brackets] stay, <3 too.",
+]
+
+
+@pytest.mark.parametrize("form", [str, as_json])
+def test_markup_that_wikiextractor_leaves_in_the_text_is_removed_and_counted(tmp_path, form):
+    (tmp_path / "wiki_00").write_text(form(REMAINS))
+    log = ReadLog()
+    (document,) = collect(WikiExtractor(str(tmp_path / "wiki_00"), "w"), log)
+    assert document.lines == [
+        'The first "Hello, world!" program of 1972 prints a line. It is a test.',
+        "For its use see the bracket there. The code runs too.",
+        "One two x and here, so. More is here.",
+        "Oslo hosted the prize; see Oslo and Section 2.",
+    ]
+    assert log.markup == (2) + (2 + 3) + (1 + 2 + 1 + 2 + 1) + 5 + 1 + (2 + 2 + 1)
+
+
+def test_text_that_looks_like_markup_is_left_alone(tmp_path):
+    escaped = "\n".join(line.replace("&", "&amp;").replace("<", "&lt;") for line in LEFT_ALONE)
+    for text in ("\n".join(LEFT_ALONE).replace("&lt;", "&amp;lt;"), escaped):
+        (tmp_path / "wiki_00").write_text(f'<doc id="7" url="u" title="T">\nT\n\n{text}\n</doc>\n')
+        log = ReadLog()
+        (document,) = collect(WikiExtractor(str(tmp_path / "wiki_00"), "w"), log)
+        assert (document.lines, log.markup) == (LEFT_ALONE, 0)
+
+
 @pytest.mark.parametrize("form", [str, as_json])
 @pytest.mark.parametrize("size", [50, 171, 172, 1000])
 def test_a_large_file_is_shared_by_bytes(tmp_path, monkeypatch, form, size):

@@ -115,6 +115,7 @@ class ReadLog:
         cut_lines: lines longer than `MAX_LINE_BYTES`.
         split_documents: documents longer than `MAX_DOCUMENT_BYTES`.
         empty_documents: documents without text (white space only, null, or set aside whole), which are left out.
+        markup: tags, placeholders and rows of tables that another program has left in the text, removed.
     """
 
     on_bad_record: str = STOP
@@ -122,6 +123,7 @@ class ReadLog:
     cut_lines: int = 0
     split_documents: int = 0
     empty_documents: int = 0
+    markup: int = 0
 
     def refuse(self, place: str, problem: str, remedy: str, raw: bytes) -> None:
         """Stops at a bad record, or sets it aside.

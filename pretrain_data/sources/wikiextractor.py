@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 from pretrain_data.sources.base import BadRecordError, Document, ReadLog, Span, bounded, decoded, flaw, text_lines
 from pretrain_data.sources.files import FileSource, is_blank, whole_lines
-from pretrain_data.sources.wikitext import unescaped
+from pretrain_data.sources.wikitext import unescaped, without_remains
 
 # MediaWiki stores no page above 2 MiB. What goes on for longer is a damaged file.
 _MOST_BYTES = 64 * 2**20
@@ -27,7 +27,8 @@ class WikiExtractor(FileSource):
     """Files written by WikiExtractor, in either form. A document's id is ``<name>:<page id>``.
 
     The title, which begins the text in most versions, is left out; it is no sentence. Headings stay, as lines that end
-    in a period. A span holds the articles that begin in it.
+    in a period. Tags, placeholders for code and formulas and rows of tables that it has left in the text are removed. A
+    span holds the articles that begin in it.
 
     Args:
         pattern: as for `files.listed`, such as ``'extracted/**/wiki_*'``.
@@ -50,14 +51,18 @@ class WikiExtractor(FileSource):
                 place = f"{span.path!r} byte {record.begin}"
                 log.refuse(place, error.problem, error.remedy, b"\n".join(record.lines))
             else:
-                yield from bounded(f"{self.name}:{ident}", _without_title(title, text_lines(text, log)), log)
+                yield from bounded(f"{self.name}:{ident}", _prose(title, text_lines(text, log), log), log)
 
 
-def _without_title(title: str, lines: Iterator[str]) -> Iterator[str]:
+def _prose(title: str, lines: Iterator[str], log: ReadLog) -> Iterator[str]:
+    """The lines without the title and without the markup that some versions leave in the text."""
     for number, line in enumerate(lines):
-        line = _BULLET.sub("", unescaped(line)).strip()
-        if line and (number or line != unescaped(title).strip()):
-            yield line
+        if not number and unescaped(line).strip() == unescaped(title).strip():
+            continue
+        text, removed = without_remains(_BULLET.sub("", line))
+        log.markup += removed
+        if text:
+            yield text
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

@@ -433,7 +433,11 @@ def _cleaned(line: str) -> str:
     for remains in (_OPEN_BRACKETS, _OPEN_TAGS, _MAGIC_WORD):
         text = remains.sub("", text)
     text = _VARIANTS.sub(_first_variant, unescaped(text)).replace("\xad", "")
-    text = re.sub(r"\s+", " ", _EAST_ASIAN_LINE_END.sub(r"\1", text))
+    return _closed(re.sub(r"\s+", " ", _EAST_ASIAN_LINE_END.sub(r"\1", text)))
+
+
+def _closed(text: str) -> str:
+    """A line without holes, and without the brackets, spaces and separators that they leave."""
     for _ in range(3):  # brackets in brackets
         text = _EMPTIED.sub(_HOLE, text)
     text = _AROUND_HOLES.sub(_mended, text)
@@ -454,6 +458,37 @@ def _mended(gap: re.Match[str]) -> str:
     if after.strip():
         return after.lstrip()
     return before.rstrip() + " " * (" " in gap[0])
+
+
+# What WikiExtractor puts where code and formulas stood, and rows of tables that it takes for text.
+_PLACEHOLDER = re.compile(r"\b(?:codice|formula)_\d+\b")
+_SPACE = re.compile(r"<br\s*/?>|&nbsp;", re.IGNORECASE)
+_LINK_TAG = re.compile(r"<a\s+href=[^<>]*>|</a>", re.IGNORECASE)
+_TABLE_ROW = re.compile(r"^\s*(?:\{\||\|[-}+]|[!|](?![!?.\s]*$).*(?:\|\||!!|=\s*\"))|\|\|.*\|\||\b(?:col|row)span\s*=")
+
+
+def without_remains(line: str) -> tuple[str, int]:
+    """A line of text that other programs have extracted, without the markup that they have left in it.
+
+    Returns:
+        The line, empty if it is a row of a table, and how many tags, brackets, magic words and placeholders went.
+    """
+    text, count = unescaped(line), 0
+    if _TABLE_ROW.search(text):
+        return "", 1
+    for remains, instead in (
+        (_SPACE, " "),
+        (_PLACEHOLDER, _HOLE),
+        (_LINK_TAG, ""),
+        (_OPEN_TAGS, ""),
+        (_OPEN_BRACKETS, ""),
+        (_MAGIC_WORD, ""),
+    ):
+        text, found = remains.subn(instead, text)
+        count += found
+    if not count:
+        return text.strip(), 0
+    return _closed(re.sub(r"\s+", " ", text)), count
 
 
 def unescaped(text: str) -> str:
