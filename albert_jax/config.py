@@ -6,14 +6,13 @@ size, F feed-forward, L layers, V vocabulary, M mask slots in a row, P examples 
 """
 
 import dataclasses
-import difflib
 import json
 import os
 from collections.abc import Mapping
 from typing import Any, Self
 
 from albert_jax.convert.hub import HUB_OPTIONS, locate
-from albert_jax.errors import UserError
+from albert_jax.errors import UserError, nearest
 
 # Published sizes (Lan et al. 2019, table 1; xlarge has 16 heads in the released configuration, not H/64 = 32).
 # All use the tanh approximation of gelu: Google's code computes nothing else, whatever a config file calls it.
@@ -219,8 +218,7 @@ class AlbertConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-                raise UserError(f"the model has no field {name!r}; the nearest is {near!r}.")
+                raise UserError(f"the model has no field {name!r}; {nearest(name, known)}.")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

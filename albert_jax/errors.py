@@ -1,9 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exceptions that a person is meant to read."""
 
+import difflib
 import re
 
 EXIT_OUT_OF_MEMORY = 71  # EX_OSERR of sysexits.h: the same command would fail again, so no launcher repeats it
+
+
+def nearest(name: str, known: list[str], prefix: str = "") -> str:
+    """The end of a sentence on a name that is not known: the one that it may stand for, or all that there are.
+
+    Args:
+      name: without the prefix.
+      known: those that there are, without it too, as they would look alike by it.
+      prefix: stands before each.
+    """
+    near = difflib.get_close_matches(name, known, n=1) or [other for other in known if name in other]
+    if near:
+        return f"the nearest {'is' if len(near) == 1 else 'are'} {' and '.join(repr(prefix + other) for other in near)}"
+    return f"there are {', '.join(prefix + other for other in known)}"
 
 
 class UserError(ValueError):

@@ -80,6 +80,9 @@ def test_settings_and_data_are_checked_without_a_workdir(runs: Runs, tmp_path: p
     ("flags", "sentence"),
     [
         (["--config.data.pth=x"], "the nearest is 'config.data.path'"),
+        (["--config.learning_rate=1"], "the nearest is 'config.optimizer.learning_rate'"),
+        (["--config.lr=1"], "no field 'config.lr'; there are config.attention, config.batch.rows_per_device, "),
+        (["--config.warmup=1"], "are 'config.batch.warmup_steps' and 'config.optimizer.warmup_steps'"),
         (["--config.data.path=/nowhere"], "/nowhere holds no data set"),
         (["--config.data.path="], "no data set is named"),
         (["--config.model.vocab_size=30000"], "pass --config.model.vocab_size=500"),

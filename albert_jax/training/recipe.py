@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every field of a pretraining configuration, with its meaning and default; `configs/*.py` fill it in."""
 
-import difflib
-
 import ml_collections
 
 from albert_jax.config import AlbertConfig
-from albert_jax.errors import UserError
+from albert_jax.errors import UserError, nearest
 
 # Fields that a resumed run may change: they alter neither the stream of examples nor, but for the last bits on another
 # mesh, the arithmetic of a step. Every other field belongs to the run: resuming with another value is refused
@@ -146,8 +144,9 @@ def check_overrides(arguments: list[str]) -> None:
     for argument in arguments:
         name = argument.lstrip("-").split("=")[0]
         if name.startswith("config.") and name.removeprefix("config.") not in fields:
-            near = difflib.get_close_matches(name.removeprefix("config."), fields, n=1, cutoff=0.0)[0]
-            raise UserError(f"the config has no field {name!r}; the nearest is 'config.{near}'.")
+            raise UserError(
+                f"the config has no field {name!r}; {nearest(name.removeprefix('config.'), fields, 'config.')}."
+            )
 
 
 def _inner(value: object) -> list[str]:
