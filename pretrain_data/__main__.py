@@ -24,7 +24,7 @@ from pretrain_data.repair import repair
 from pretrain_data.sentences import SentenceSplitter
 from pretrain_data.sources.base import QUARANTINE, BadCount, ReadLog, Source
 from pretrain_data.sources.opening import open_sources
-from pretrain_data.vocabulary import train_vocabulary
+from pretrain_data.vocabulary import RESERVED, train_vocabulary
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
@@ -150,7 +150,8 @@ def _vocab(arguments: argparse.Namespace) -> int:
     )
     print(
         f"{model}: {report.size:,} pieces from {report.trained:,} of {report.sentences:,} sentences "
-        f"({report.too_long:,} too long, left out; at most {arguments.input_sentence_size:,} sampled) "
+        f"({report.cut:,} too long, cut; {report.reserved:,} with {RESERVED}, left out; at most "
+        f"{arguments.input_sentence_size:,} sampled) "
         f"in {time.monotonic() - started:.1f} s"
     )
     if bad.first is not None:

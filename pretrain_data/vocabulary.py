@@ -14,11 +14,14 @@ import sentencepiece
 from albert_jax.errors import UserError
 from albert_jax.tokenization import settle_scores
 from albert_jax.tokenization.cleaning import Cleaning
+from pretrain_data.sources.base import cut
 
 CONTROL_SYMBOLS = ("[CLS]", "[SEP]", "[MASK]")
 USER_SYMBOLS = ("(", ")", '"', "-", ".", "–", "£", "€")
-# SentencePiece leaves longer sentences out of training without a word; they are counted here and reported.
+# SentencePiece leaves out of training, without a word, sentences that are longer and those with the character that it
+# writes for unknown ones. Here the longer ones are cut, as in a build, the others are left out, and both are counted.
 MAX_SENTENCE_BYTES = 4192
+RESERVED = "\u2585"
 # Sums of floats in the trainer follow the number of threads, so it is part of the recipe, as is the seed of the
 # sampling.
 _THREADS = 4
@@ -27,10 +30,11 @@ _SEED = 0
 
 @dataclass
 class VocabularyReport:
-    """What was trained on: sentences given, left out for their length, used; the vocabulary's size."""
+    """Sentences given, cut for their length, left out for `RESERVED`, trained on; the vocabulary's size."""
 
     sentences: int = 0
-    too_long: int = 0
+    cut: int = 0
+    reserved: int = 0
     trained: int = 0
     size: int = 0
 
@@ -98,11 +102,13 @@ def _cleaned(sentences: Iterable[str], report: VocabularyReport, clean: Cleaning
     for sentence in sentences:
         text = clean(sentence)
         report.sentences += 1
-        if len(text.encode()) > MAX_SENTENCE_BYTES:
-            report.too_long += 1
+        if RESERVED in text:
+            report.reserved += 1
         elif text:
             report.trained += 1
-            yield text
+            pieces = cut(text.encode(), MAX_SENTENCE_BYTES)
+            report.cut += len(pieces) > 1
+            yield from (piece.decode().strip() for piece in pieces)
 
 
 def _trainer_error(error: Exception, size: int, report: VocabularyReport) -> Exception:
@@ -123,9 +129,8 @@ def _trainer_error(error: Exception, size: int, report: VocabularyReport) -> Exc
         return UserError("the corpus is empty: no text to train a vocabulary on; give --source files with text")
     if not report.trained:
         return UserError(
-            f"nothing to train on: of {report.sentences:,} sentences {report.too_long:,} are longer than "
-            f"{MAX_SENTENCE_BYTES} bytes and the others are empty; give more text, or --lines paragraph where a line "
-            "holds a paragraph"
+            f"nothing to train on: of {report.sentences:,} sentences {report.reserved:,} hold {RESERVED} (U+2585), "
+            f"which SentencePiece keeps for itself, and the others are empty; give other text, or take {RESERVED} out of it"
         )
     return error
 

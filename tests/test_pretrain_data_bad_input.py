@@ -65,9 +65,9 @@ def test_an_empty_corpus_is_refused(
 def test_a_binary_file_is_refused_with_the_place_of_its_nul_byte(
     capsys: pytest.CaptureFixture[str], vocab: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "b.bin").write_bytes(b"text\nmore\0\x01\x02")
-    message = fails(capsys, "build", "--source", tmp_path / "b.bin", "--vocab", vocab, "--out", tmp_path / "out")
-    assert "b.bin" in message and "line 2" in message and "byte 9" in message
+    (tmp_path / "b.txt").write_bytes(b"text\nmore\0\x01\x02")
+    message = fails(capsys, "build", "--source", tmp_path / "b.txt", "--vocab", vocab, "--out", tmp_path / "out")
+    assert "b.txt" in message and "line 2" in message and "byte 9" in message
 
 
 def test_invalid_utf8_is_refused_with_its_line_its_byte_and_a_remedy(
@@ -106,6 +106,42 @@ def test_a_vocabulary_larger_than_the_corpus_allows_names_the_largest_size(
     assert main(["vocab", "--source", str(tmp_path / "text.txt"), "--size", largest, "--out", str(tmp_path / "v")]) == 0
     message = fails(capsys, "vocab", "--source", tmp_path / "text.txt", "--size", 15, "--out", tmp_path / "w")
     assert "too small" in message
+
+
+WORDS = ["river", "wide", "harbor", "near", "winter", "long", "garden", "sleeps", "stone", "bridge", "letter", "house"]
+
+
+def numbered(count: int, mark: str = "") -> str:
+    return "".join(f"{mark}{WORDS[i % 12]} {WORDS[i // 12 % 12]} {WORDS[i * 7 % 12]}.\n" for i in range(count))
+
+
+def test_sentences_that_sentencepiece_would_drop_are_counted_and_the_others_trained_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "half.txt").write_text(numbered(60) + numbered(40, "load ▅▅ "))
+    assert main(["vocab", "--source", str(tmp_path / "half.txt"), "--size", "40", "--out", str(tmp_path / "v")]) == 0
+    assert "40 pieces from 60 of 100 sentences (0 too long, cut; 40 with ▅, left out;" in capsys.readouterr().out
+    alone = tmp_path / "alone"
+    (tmp_path / "all.txt").write_text(numbered(60))
+    assert main(["vocab", "--source", str(tmp_path / "all.txt"), "--size", "40", "--out", str(alone)]) == 0
+    assert (alone / "spiece.model").read_bytes() == (tmp_path / "v" / "spiece.model").read_bytes()
+    (tmp_path / "none.txt").write_text(numbered(60, "▁▂▃▄▅▆ "))
+    message = fails(capsys, "vocab", "--source", tmp_path / "none.txt", "--size", "40", "--out", tmp_path / "out")
+    assert "of 60 sentences 60 hold ▅ (U+2585), which SentencePiece keeps for itself" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_lines_longer_than_sentencepiece_takes_are_cut_at_spaces_and_trained_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = " ".join(WORDS[i * i % 12] + str(i) for i in range(1200))
+    assert len(line) > 2 * 4192
+    (tmp_path / "long.txt").write_text(f"{line}\n\n{line[::-1]}\n")
+    for lines in ("sentence", "paragraph"):
+        out = tmp_path / lines
+        command = ["vocab", "--source", str(tmp_path / "long.txt"), "--size", "60", "--lines", lines, "--out", str(out)]
+        assert main(command) == 0
+        assert "60 pieces from 2 of 2 sentences (2 too long, cut; 0 with ▅, left out;" in capsys.readouterr().out
 
 
 def test_a_corpus_that_fills_only_one_split_is_refused(
