@@ -130,7 +130,7 @@ def _trainer_error(error: Exception, size: int, report: VocabularyReport) -> Exc
     if not report.trained:
         return UserError(
             f"nothing to train on: of {report.sentences:,} sentences {report.reserved:,} hold {RESERVED} (U+2585), "
-            f"which SentencePiece keeps for itself, and the others are empty; give other text, or take {RESERVED} out of it"
+            f"which SentencePiece keeps for itself, and the others are empty; take {RESERVED} out of the text"
         )
     return error
 
