@@ -97,7 +97,11 @@ def test_a_run_stopped_by_sigterm_goes_on_to_the_same_bits(
 
 
 @pytest.mark.parametrize(
-    "mesh", [pytest.param(name, marks=pytest.mark.slow if "optimizer" in name else ()) for name in MESHES]
+    "mesh",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("one device", "optimizer state split over four") else ())
+        for name in MESHES
+    ],
 )
 def test_every_mesh_gives_the_losses_of_a_cpu(mesh: str, job: Job, accelerator: Runs, whole: pathlib.Path) -> None:
     workdir = job(accelerator, MESHES[mesh], devices=1 if mesh == "one device" else 4)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from albert_jax.data.shards import Shards
 from albert_jax.data.store import TextStore, read_manifest
 from albert_jax.errors import UserError
 from tests.text_store import topics_data
@@ -180,7 +181,8 @@ def test_a_data_set_without_its_description_is_refused_in_one_sentence(copy: pat
 def test_of_several_shards_the_damaged_one_is_named(copy: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = TextStore(copy, "train")
     records = np.arange(len(store.sentences_per_record))
-    store._shards = {"first": 10, "second": 3, "third": len(records) - 13}
+    divided = Shards({"first": 10, "second": 3, "third": len(records) - 13})
+    monkeypatch.setattr(store._shards, "file_of", divided.file_of)
     tokens = store._tokens
     for broken, shard in ((0, "first"), (9, "first"), (10, "second"), (12, "second"), (13, "third"), (30, "third")):
 
