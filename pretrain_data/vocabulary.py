@@ -128,9 +128,10 @@ def _trainer_error(error: Exception, size: int, report: VocabularyReport) -> Exc
     if not report.sentences:
         return UserError("the corpus is empty: no text to train a vocabulary on; give --source files with text")
     if not report.trained:
+        remedy = f"take {RESERVED} out of the text" if report.reserved else "look at what the cleaning leaves of it"
         return UserError(
             f"nothing to train on: of {report.sentences:,} sentences {report.reserved:,} hold {RESERVED} (U+2585), "
-            f"which SentencePiece keeps for itself, and the others are empty; take {RESERVED} out of the text"
+            f"which SentencePiece keeps for itself, and the others are empty; {remedy}"
         )
     return error
 

@@ -494,6 +494,8 @@ def test_tables_are_refused_with_a_command_that_makes_them_readable(
     with pa.OSFile("d.arrow", "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
     pa.feather.write_feather(table, "e.feather")
+    with pa.OSFile("f.arrow", "wb") as sink, pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
     for name in sorted(str(path) for path in Path().iterdir()):
         with pytest.raises(UserError, match="if it is plain text") as refused:
             opened(name)

@@ -81,7 +81,7 @@ class Shards:
             reader = self._open.pop(number, None)
             while len(self._open) >= self.most_open:
                 self._open.popitem(last=False)
-            self._open[number] = reader or _opened(self._files[number])
+            self._open[number] = _opened(self._files[number]) if reader is None else reader
             return self._open[number]
 
 
@@ -100,9 +100,14 @@ def _opened(file: str) -> Any:
         if e.errno not in (errno.EMFILE, errno.ENFILE):
             raise
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # The limit has been raised as far as the process may, unless something else has opened very many since.
+        remedy = (
+            f"raise that by `ulimit -n {hard}`"
+            if soft < hard
+            else "have an administrator raise the hard limit (limits.conf, LimitNOFILE=, a container's --ulimit nofile)"
+        )
         raise UserError(
-            f"{file} cannot be opened ({e.strerror}): a process may have {soft} files open at once here; raise that by "
-            f"`ulimit -n {max(4096, 2 * soft)}` (up to {hard} without an administrator)."
+            f"{file} cannot be opened ({e.strerror}): a process may have {soft} files open at once here; {remedy}."
         ) from e
 
 

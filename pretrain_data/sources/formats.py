@@ -41,14 +41,15 @@ def _as_parquet(table: str) -> str:
 
 
 _CSV = 'c.read_csv("{path}", parse_options=c.ParseOptions(%snewlines_in_values=True))'
+# Both forms: files, which begin with this mark, and streams, as data sets of Hugging Face are.
+_ARROW = 'f.read_table("{path}") if open("{path}", "rb").read(6) == b"ARROW1" else i.open_stream("{path}").read_all()'
 _UNPACK = "unpack it and name the files in it"
 _CONVERT = "convert it to plain text first, as pandoc does"
 _EXTRACT = "extract its text first, as trafilatura does"
 _OTHERS = {
     ".csv": _Other("a table in CSV", _as_parquet(_CSV % "")),
     ".tsv": _Other("a table in TSV", _as_parquet(_CSV % 'delimiter="\\t", ')),
-    ".arrow": _Other("an Arrow file", _as_parquet('i.open_stream("{path}").read_all()')),
-    ".feather": _Other("an Arrow file", _as_parquet('f.read_table("{path}")')),
+    **dict.fromkeys((".arrow", ".feather"), _Other("an Arrow file", _as_parquet(_ARROW))),
     **dict.fromkeys((".html", ".htm", ".xhtml"), _Other("a page in HTML", _EXTRACT)),
     **dict.fromkeys(
         (".warc", ".wet", ".wat", ".arc"),

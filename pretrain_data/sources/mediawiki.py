@@ -181,11 +181,11 @@ class _Dump:
         self.rest = b""  # what was read behind the end
 
     def read(self, size: int = -1) -> bytes:
-        """Some bytes, however many; none at the end."""
+        """About so many bytes; none at the end."""
         if self._ended:
             return b""
         # The end of the root may be divided between blocks, so as many bytes as could be its beginning are held back.
-        block = self._stream.read(_BLOCK)
+        block = self._stream.read(_BLOCK if size < 0 else size)
         data = self._ahead + block
         found = data.find(_ROOT_END)
         if found >= 0 or not block:
@@ -194,7 +194,7 @@ class _Dump:
         else:
             held = max(0, len(data) - len(_ROOT_END))
         self._ahead = data[held:]
-        return data[:held] if held else self.read()
+        return data[:held] if held else self.read(size)
 
     def close(self) -> None:
         """The stream is its owner's to close."""
