@@ -216,7 +216,8 @@ def test_a_clock_that_jumps_neither_ends_a_lease_nor_makes_it_last(quick, monkey
             WorkdirLock(RUN).acquire()
         held.check()
     left_behind(quick)
-    WorkdirLock(RUN).acquire()
+    with WorkdirLock(RUN):
+        pass
 
 
 def test_of_two_that_wait_for_a_killed_holder_one_gets_the_lease_and_the_other_is_refused(quick):
