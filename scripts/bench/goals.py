@@ -7,18 +7,22 @@ import pathlib
 import platform
 from collections.abc import Sequence
 
+# What speed depends on most: processors of one name differ in them.
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
 
 
 def print_header(packages: Sequence[str] = PACKAGES) -> None:
-    """Prints the processor, the cores this process may use, and the versions of what is measured."""
+    """Prints the processor, what it has for matrix products, the cores this process may use, and versions."""
     versions = []
     for name in packages:
         try:
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"{name} -")
-    print(f"machine: {_processor()}, {_cores()} cores, {platform.system()} {platform.machine()}")
+    print(f"machine: {_cpuinfo('model name')}, {_cores()} cores, {platform.system()} {platform.machine()}")
+    features = [name for name in FEATURES if name in _cpuinfo("flags").split()]
+    print(f"processor features for matrix products: {', '.join(features) or 'not known'}")
     print(f"versions: Python {platform.python_version()}, {', '.join(versions)}", flush=True)
 
 
@@ -48,14 +52,14 @@ def _short(figure: float) -> str:
     return f"{figure:,.0f}" if abs(figure) >= 1000 else f"{figure:.3g}"
 
 
-def _processor() -> str:
-    """The processor's name where Linux tells it."""
+def _cpuinfo(key: str) -> str:
+    """What Linux tells of the first processor under a key; elsewhere its name, or nothing."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
+            if line.startswith(key):
                 return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown processor"
+    return (platform.processor() or "unknown processor") if key == "model name" else ""
 
 
 def _cores() -> int:

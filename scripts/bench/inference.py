@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from goals import print_goal, print_header
+from matrix import print_rates
 
 PEERS = ("torch eager", "torch sdpa", "torch compiled")
 _PROBE = 16  # scores of that many words are compared
@@ -100,6 +101,7 @@ def main() -> None:
         work(options)
         return
     print_header()
+    print_rates()
     shape = f"{options.batch} x {options.sequence}"
     print(f"ALBERT-{options.size}, masked LM, {shape}, float32, {options.rounds} calls each")
     with tempfile.TemporaryDirectory() as directory:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens/s of transformers' torch AlbertForPreTraining in training; a `--peer` of train_step.py, and gpu.py's.
+"""Tokens/s of transformers' torch AlbertForPreTraining in training, for train_step.py and gpu.py.
 
     python scripts/bench/torch_step.py                          # ALBERT-base, 8 x 128, as train_step.py has it
     python scripts/bench/torch_step.py --size xxlarge --batch 16 --sequence 512 --masks 80 --dtype bfloat16

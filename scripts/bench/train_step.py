@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens/s of our training step beside other programs', in turns within one run.
 
-    python scripts/bench/train_step.py --peer 'python peer_torch.py' --peer 'python peer_torch.py --bf16'
+    python scripts/bench/train_step.py                             # beside transformers' torch class
+    python scripts/bench/train_step.py --peer 'python my_step.py'  # and beside another one
     python scripts/bench/train_step.py --ours --dtype bfloat16     # our side alone, one JSON line
 
-A peer is a command that trains ALBERT-base on rows of the same shape (8 x 128, 20 masks) and prints, as its last line,
-a JSON object with `tokens_per_s_median`; `"dtype": "bfloat16"` or `"bf16": true` puts it beside our bfloat16. Tokens/s
-counts all positions of a step: forward, backward and optimizer. Every contender runs in a process of its own, once a
-round.
+A peer is a command that trains ALBERT-base on rows of the same shape and prints, as its last line, a JSON object with
+`tokens_per_s_median`; `"dtype": "bfloat16"` puts it beside our bfloat16. Tokens/s counts all positions of a step:
+forward, backward and optimizer. Every contender runs in a process of its own, once a round. Beside them stands the
+machine's own matrix product rate: where one program's is far above the other's, that is what the ratio shows.
 """
 
 import argparse
@@ -22,8 +23,10 @@ import time
 from typing import Any
 
 from goals import print_goal, print_header
+from matrix import DTYPES, print_rates
 
-DTYPES = ("float32", "bfloat16")
+# What torch_step.py is given, for each way to run transformers' torch class.
+TORCH = {"torch eager": [], "torch compiled": ["--compile", "inductor"]}
 
 
 def parse() -> argparse.Namespace:
@@ -34,7 +37,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--optimizer", choices=("adamw", "lamb"), default="adamw", help="ours; the peers choose theirs")
     parser.add_argument("--ours", action="store_true", help="measure our step in this process and print JSON")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="with --ours: compute dtype")
-    parser.add_argument("--batch", type=int, default=8, help="rows; a peer must be told of another value itself")
+    parser.add_argument("--batch", type=int, default=8, help="rows; --peer must be told of another value itself")
     parser.add_argument("--sequence", type=int, default=128, help="slots in a row")
     parser.add_argument("--masks", type=int, default=20, help="masked slots in a row")
     parser.add_argument("--steps", type=int, default=10, help="timed steps, after two others")
@@ -124,35 +127,48 @@ def run_once(command: list[str]) -> dict[str, Any]:
     sys.exit(f"error: {shlex.join(command)} ended with status {result.returncode} and without a line of JSON.")
 
 
-def is_bfloat16(result: dict[str, Any]) -> bool:
-    """Whether a contender says that it computed in bfloat16."""
-    return result.get("dtype") == "bfloat16" or bool(result.get("bf16"))
+def contenders(options: argparse.Namespace) -> dict[str, list[str]]:
+    """The commands of both our dtypes, of torch's and of the other peers."""
+    here, shape = pathlib.Path(__file__).resolve(), []
+    for name in ("batch", "sequence", "masks", "steps"):
+        shape += [f"--{name}", str(getattr(options, name))]
+    commands = {}
+    for dtype in DTYPES:
+        own = [sys.executable, str(here), "--ours", "--optimizer", options.optimizer]
+        commands[f"ours {dtype}"] = [*own, *shape, "--dtype", dtype]
+        for name, given in TORCH.items():
+            torch = [sys.executable, str(here.with_name("torch_step.py")), *given]
+            commands[f"{name} {dtype}"] = [*torch, *shape, "--dtype", dtype]
+    for number, peer in enumerate(options.peer, 1):
+        print(f"peer {number}: {peer}")
+        commands[f"peer {number}"] = shlex.split(peer)
+    return commands
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Runs all contenders in turns and prints medians, ratios and goals."""
-    own = [sys.executable, str(pathlib.Path(__file__).resolve()), "--ours", "--optimizer", options.optimizer]
-    for name in ("batch", "sequence", "masks", "steps"):
-        own += [f"--{name}", str(getattr(options, name))]
-    commands = {f"ours {dtype}": [*own, "--dtype", dtype] for dtype in DTYPES}
-    for number, peer in enumerate(options.peer, 1):
-        commands[f"peer {number}"] = shlex.split(peer)
-        print(f"peer {number}: {peer}")
+    """Runs all contenders in turns and prints medians, ratios and goals.
+
+    GFLOP/s are the matrix products that a token needs with scores of the masked slots alone, for every contender.
+    """
+    from albert_jax.config import AlbertConfig
+
+    commands = contenders(options)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     for turn in range(options.rounds):
         for name, command in commands.items():
             result = run_once(command)
             results[name].append(result)
-            print(f"round {turn + 1}  {name:<14} {result['tokens_per_s_median']:>10,.1f} tokens/s", flush=True)
+            print(f"round {turn + 1}  {name:<24} {result['tokens_per_s_median']:>10,.1f} tokens/s", flush=True)
     medians = {name: statistics.median(r["tokens_per_s_median"] for r in runs) for name, runs in results.items()}
-    print(f"\n{'contender':<14} {'tokens/s':>10} {'ours / it':>10}")
+    model = AlbertConfig.published("base")
+    flops = model.train_flops_per_row(options.sequence, options.masks) / options.sequence
+    print(f"\n{'contender':<24} {'tokens/s':>10} {'GFLOP/s':>8} {'ours / it':>10}")
     goals = [("ours_bfloat16_over_ours_float32", medians["ours bfloat16"] / medians["ours float32"])]
     for name, median in medians.items():
-        dtype = DTYPES[is_bfloat16(results[name][0])]
-        ratio = medians[f"ours {dtype}"] / median
-        print(f"{name:<14} {median:>10,.1f} {ratio:>10.3f}   {dtype}")
-        if name.startswith("peer"):
-            goals.append((f"{dtype}_over_{name.replace(' ', '_')}", ratio))
+        ratio = medians[f"ours {results[name][0]['dtype']}"] / median
+        print(f"{name:<24} {median:>10,.1f} {median * flops / 1e9:>8,.0f} {ratio:>10.3f}")
+        if not name.startswith("ours"):
+            goals.append((f"ours_over_{name.replace(' ', '_')}", ratio))
     for name, ratio in goals:
         print_goal(name, ratio, 1.0)
 
@@ -164,6 +180,7 @@ def main() -> None:
         print(json.dumps(measure_ours(options)))
         return
     print_header()
+    print_rates()
     print(f"ALBERT-base, {options.batch} x {options.sequence}, {options.masks} masks, ours with {options.optimizer}")
     compare(options)
 
