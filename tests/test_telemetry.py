@@ -388,3 +388,9 @@ def test_a_run_whose_records_know_no_clock_goes_on(tmp_path, clocks):
         steps_of(telemetry, clocks, 4, 4)
     assert starts(tmp_path) == [(3, "resume")]
     assert lines(tmp_path)[-1]["timing"]["goodput"] == 0.5
+
+
+def test_a_run_starts_without_importing_the_frameworks_that_it_does_not_use():
+    check = "import sys, albert_jax.training.loop; print({'torch', 'tensorflow', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

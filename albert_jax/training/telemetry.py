@@ -13,14 +13,22 @@ import json
 import math
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from albert_jax.remote import Spool, directory
+
+if "torch" in sys.modules:
+    from tensorboardX import SummaryWriter
+else:  # it would import torch where that is installed, for the sake of a type: seconds of every start, for nothing
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    from tensorboardX import SummaryWriter
+
+    del sys.modules["torch"]
 
 _METRICS, _EVENTS = "metrics.jsonl", "tensorboard"
 # Column heading, width, key of the record, format.
