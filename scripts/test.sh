@@ -50,6 +50,18 @@ if [ -z "${ALBERT_JAX_BEAM_PYTHON:-}" ]; then
     export ALBERT_JAX_BEAM_PYTHON="$PWD/$environment-beam/bin/python"
 fi
 
+# JavaScript's readers of tokenizer.json; what they compute with is downloaded by scripts of theirs, and not needed.
+if [ -z "${ALBERT_JAX_NODE_PACKAGES:-}" ] && command -v npm >/dev/null; then
+    packages="@huggingface/tokenizers@0.2.0 @huggingface/transformers@3.8.1"
+    if [ "$(cat "$environment-node/.installed" 2>/dev/null || true)" != "$packages" ]; then
+        mkdir -p "$environment-node"
+        npm install --prefix "$environment-node" --ignore-scripts --no-audit --no-fund --loglevel=error $packages &&
+            echo "$packages" >"$environment-node/.installed" ||
+            echo "note: $packages could not be installed: JavaScript's tokenizers are not compared with ours."
+    fi
+    export ALBERT_JAX_NODE_PACKAGES="$PWD/$environment-node"
+fi
+
 # libtpu compiles for TPUs that are not there. It stays out of the environment: JAX would look for a TPU at every start.
 libtpu="$("$environment/bin/python" -c '
 import importlib.metadata

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The environments with what cannot live beside transformers 5: transformers 4, its Flax classes, TensorFlow; Beam."""
+"""Environments with what cannot live beside transformers 5: transformers 4, Flax classes, TensorFlow, Beam; npm's."""
 
 import functools
 import os
 import pathlib
+import shutil
 import subprocess
 
 import pytest
@@ -32,6 +33,18 @@ def beam_python() -> str:
             "ALBERT_JAX_BEAM_PYTHON names another python that has the extra `beam`"
         )
     return python
+
+
+def node_packages() -> tuple[str, str]:
+    """Node.js and the directory that transformers' JavaScript packages lie in, or a skip that says how to have them."""
+    node, beside = shutil.which("node"), pathlib.Path(__file__).parents[1] / ".venv-node"
+    packages = pathlib.Path(os.environ.get("ALBERT_JAX_NODE_PACKAGES", beside))
+    if not node or not (packages / "node_modules" / "@huggingface" / "tokenizers").is_dir():
+        pytest.skip(
+            "no Node.js or no @huggingface/tokenizers, so JavaScript's tokenizers are not compared with ours: "
+            "scripts/test.sh installs it where npm is, and ALBERT_JAX_NODE_PACKAGES names another directory that has it"
+        )
+    return node, str(packages)
 
 
 @functools.cache

@@ -4,6 +4,7 @@
 import itertools
 import json
 import pathlib
+import re
 import unicodedata
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 
 from albert_jax.errors import UserError
 from albert_jax.tokenization import SPECIAL_TOKENS, AlbertTokenizer, AlbertTokenizerFast, clean
+from albert_jax.tokenization.cleaning import RULES
 from albert_jax.tokenization.vocabulary import is_number_comma, parse_vocabulary
-from tests.peers import transformers4
+from tests.peers import node_packages, transformers4
 from tests.tokenizer_samples import (
     FLAGS,
     ask_peer,
@@ -143,7 +145,7 @@ def peer_texts() -> list[Any]:
     return [*lines, *special, *sigmas, *pairs, ["", "b [MASK]"], *unicode_fuzz(2000)]
 
 
-def check_peer(python: str, tmp_path: pathlib.Path) -> set[str]:
+def check_peer(program: str | tuple[str, ...], tmp_path: pathlib.Path) -> set[str]:
     """Compares a peer, given what we save, with ours, for every vocabulary; returns the peer's tokenizers."""
     texts = peer_texts()
     peers: set[str] = set()
@@ -151,7 +153,7 @@ def check_peer(python: str, tmp_path: pathlib.Path) -> set[str]:
         ours = AlbertTokenizer(spiece(tmp_path, name), **flags)
         ours.save_pretrained(tmp_path / name)
         encoded = [ours(*([text] if isinstance(text, str) else text)) for text in texts]
-        for peer, got in ask_peer(python, tmp_path / name, texts=texts).items():
+        for peer, got in ask_peer(program, tmp_path / name, texts=texts).items():
             rows = zip(texts, encoded, got["texts"], strict=True)
             different = [text for text, a, b in rows if [a.input_ids, a.token_type_ids] != b]
             exact = EXACT[peer, flags.get("cleaning", "huggingface")]
@@ -191,6 +193,12 @@ def outside_unicode(text: str | list[str]) -> bool:
     return not any(part in str(text) for part in ("``", "''")) and unicodedata.is_normalized("NFC", str(text))
 
 
+def outside_javascript(text: str | list[str]) -> bool:
+    """Whether a text's marks are in the order of normal forms, and no white space in it that JavaScript misses."""
+    decomposed = "".join(unicodedata.normalize("NFKD", c) for c in str(text))
+    return decomposed == unicodedata.normalize("NFKD", str(text)) and "\x85" not in text
+
+
 # Which texts get the same ids, by tokenizer and cleaning; save_pretrained's docstring names the exceptions.
 EXACT: dict[tuple[str, str], Callable[[str | list[str]], bool]] = {
     ("auto", "huggingface"): outside_rust,
@@ -199,6 +207,7 @@ EXACT: dict[tuple[str, str], Callable[[str | list[str]], bool]] = {
     ("slow", "huggingface"): lambda text: True,
     ("slow", "google"): outside_google,
     ("slow", "unicode"): outside_unicode,
+    **{(peer, rule): outside_javascript for peer in ("tokenizers.js", "transformers.js 3") for rule in RULES},
 }
 
 
@@ -208,6 +217,33 @@ def test_what_is_saved_makes_transformers_4_slow_and_auto_equal(tmp_path: pathli
 
 def test_what_is_saved_makes_transformers_5_auto_equal(tmp_path: pathlib.Path) -> None:
     assert check_peer(transformers5(), tmp_path) == {"auto"}
+
+
+def test_what_is_saved_makes_javascripts_tokenizers_equal(tmp_path: pathlib.Path) -> None:
+    node, packages = node_packages()
+    command = (node, str(pathlib.Path(__file__).with_name("tokenizer_peers.mjs")), packages)
+    assert check_peer(command, tmp_path) == {"tokenizers.js", "transformers.js 3"}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_what_is_saved_has_no_regular_expression_that_only_one_reader_knows(
+    name: str, tokenizer: Open, tmp_path: pathlib.Path
+) -> None:
+    tokenizer(name).save_pretrained(tmp_path)
+    saved = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    patterns = [step["pattern"] for step in every_object(json.loads(saved)) if "pattern" in step]
+    assert all(step.keys() == {"Regex"} or " " not in step["String"] for step in patterns)  # as JavaScript splits
+    for pattern in (step["Regex"] for step in patterns if "Regex" in step):
+        assert set(re.findall(r"\\(.)", pattern, re.DOTALL)) <= set("\\[]^-p")
+        outside = re.sub(r"\[(?:\\.|[^]\\])*\]", "", pattern, flags=re.DOTALL)
+        assert set(re.findall(r"\(\?(?:<?[=!]|.)", outside)) <= {"(?=", "(?!", "(?<=", "(?<!"}
+        assert not re.search(r"[*+?][*+?]|\{", outside.replace(r"\p{M}", ""))
+
+
+def every_object(value: Any) -> list[dict[str, Any]]:
+    """All objects in a JSON value."""
+    inside = list(value.values() if isinstance(value, dict) else value if isinstance(value, list) else [])
+    return [value] * isinstance(value, dict) + [found for part in inside for found in every_object(part)]
 
 
 def test_an_unknown_number_before_an_unknown_comma_is_two_unknowns_as_for_transformers_4_slow(

@@ -103,9 +103,12 @@ def unicode_fuzz(count: int) -> list[str]:
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 
-def ask_peer(python: str, directory: pathlib.Path, **job: Any) -> dict[str, Any]:
-    """What transformers, in the environment of `python`, makes of texts and calls; see tokenizer_peers.py."""
-    process, errors = _peer(python)
+def ask_peer(peer: str | tuple[str, ...], directory: pathlib.Path, **job: Any) -> dict[str, Any]:
+    """What transformers makes of texts and calls, in the environment of a Python or by a command.
+
+    See tokenizer_peers.py.
+    """
+    process, errors = _peer((peer, str(PEERS)) if isinstance(peer, str) else peer)
     assert process.stdin and process.stdout
     process.stdin.write(json.dumps({"directory": str(directory), **job}) + "\n")
     process.stdin.flush()
@@ -117,11 +120,11 @@ def ask_peer(python: str, directory: pathlib.Path, **job: Any) -> dict[str, Any]
 
 
 @functools.cache
-def _peer(python: str) -> tuple["subprocess.Popen[str]", IO[str]]:
+def _peer(command: tuple[str, ...]) -> tuple["subprocess.Popen[str]", IO[str]]:
     """One process for all tests, since transformers takes seconds to import; it ends when its input does, with ours."""
     errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - it is open as long as we are
     process = subprocess.Popen(
-        [python, str(PEERS)],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,

@@ -2,6 +2,7 @@
 """What is saved for transformers: the tokenizer as a pipeline of the `tokenizers` library, and its settings."""
 
 import functools
+import json
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -33,8 +34,9 @@ SPECIAL_NAMES = {
     "cls_token": CLS,
     "mask_token": MASK,
 }
-# Unicode keeps it out of texts, for programs to use among themselves.
-_NONCHARACTER = "\ufdd0"
+# Unicode keeps these out of texts, for programs to use among themselves.
+_NONCHARACTER, _JOINER = "\ufdd0", "\ufdd1"
+_ZERO_WIDTH_JOINER = "\u200d"
 
 
 def hub_tokenizer(proto: Any, cleaning: Cleaning) -> tokenizers.Tokenizer:
@@ -46,7 +48,10 @@ def hub_tokenizer(proto: Any, cleaning: Cleaning) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=UNK))
     tokenizer.normalizer = normalizers.Sequence(_normalizers(proto.normalizer_spec.precompiled_charsmap, cleaning))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Metaspace(WORD_START, prepend_scheme="always")]
+        [
+            pre_tokenizers.Split(tokenizers.Regex(" "), "removed"),
+            pre_tokenizers.Metaspace(WORD_START, prepend_scheme="always"),
+        ]
     )
     tokenizer.add_special_tokens(
         [tokenizers.AddedToken(t, lstrip=t == "[MASK]", normalized=False, special=True) for t in SPECIAL_TOKENS]
@@ -58,6 +63,14 @@ def hub_tokenizer(proto: Any, cleaning: Cleaning) -> tokenizers.Tokenizer:
     )
     tokenizer.decoder = decoders.Metaspace(WORD_START, prepend_scheme="always")
     return tokenizer
+
+
+def hub_file(proto: Any, cleaning: Cleaning) -> str:
+    """The content of tokenizer.json, for `tokenizers` from 0.13.3 on: those before 0.19 miss a field in its own."""
+    content = json.loads(hub_tokenizer(proto, cleaning).to_str())
+    for metaspace in (content["pre_tokenizer"]["pretokenizers"][-1], content["decoder"]):
+        metaspace["add_prefix_space"] = True
+    return json.dumps(content, ensure_ascii=False)
 
 
 def hub_settings(cleaning: Cleaning, **others: Any) -> dict[str, Any]:
@@ -90,7 +103,8 @@ def _scores(proto: Any) -> list[float]:
 def _normalizers(charsmap: bytes, cleaning: Cleaning) -> list[normalizers.Normalizer]:
     """Rules 1, 3, 4 of the package and SentencePiece's normalizer, in the library's terms."""
     rule = RULES[cleaning.rule]
-    lower = [normalizers.Lowercase()] if cleaning.do_lower_case else []
+    # JavaScript's lower-casing makes sigmas final by itself, so that it may see none.
+    lower = [normalizers.Replace("Σ", "σ"), normalizers.Lowercase()] if cleaning.do_lower_case else []
     first = lower if rule.lowers_characters_first else []
     # Lower-casing a text as a whole is lower-casing its characters, but for final sigma.
     last = lower if rule.lowers_characters_first or not lower else [_final_sigma(), *lower]
@@ -108,7 +122,10 @@ def _normalizers(charsmap: bytes, cleaning: Cleaning) -> list[normalizers.Normal
     if charsmap:
         steps += _invisible_characters(charsmap)
         mapped = normalizers.Precompiled(charsmap)
+        # JavaScript has one map of its own for all, which makes a space of the joiner that ours leaves in emoji.
+        steps.append(normalizers.Replace(_ZERO_WIDTH_JOINER, _JOINER))
         steps += _with_marks_apart(mapped) if rule.keeps_letters else [mapped]
+        steps.append(normalizers.Replace(_JOINER, _ZERO_WIDTH_JOINER))
     # Metaspace puts no second word start before one that stands in the text; SentencePiece does.
     steps.append(normalizers.Replace(tokenizers.Regex(rf"(?<![^ ]){WORD_START}"), WORD_START * 2))
     return steps
@@ -136,7 +153,7 @@ def _with_marks_apart(mapped: normalizers.Normalizer) -> list[normalizers.Normal
     them together, but must not do so with a Hangul syllable and the single consonants after it, which the map leaves.
     """
     replaced = _character_class(_has_compatibility_form)
-    apart = rf"{replaced}\K(?=\p{{M}})|[\x{{ac00}}-\x{{d7a3}}]\K(?=[\x{{3131}}-\x{{318e}}\x{{ffa1}}-\x{{ffdc}}])"
+    apart = rf"(?<={replaced})(?=\p{{M}})|(?<=[가-힣])(?=[ㄱ-ㆎﾡ-ￜ])"
     return [
         normalizers.Replace(tokenizers.Regex(apart), _NONCHARACTER),
         mapped,
@@ -154,7 +171,8 @@ def _has_compatibility_form(c: str) -> bool:
 def _final_sigma() -> normalizers.Normalizer:
     """Lower-cases the sigmas that Python's str.lower makes final: after a letter, and before none, in their word."""
     letter, between = _character_class(_is_cased), _character_class(_is_passed_over)
-    return normalizers.Replace(tokenizers.Regex(rf"{letter}{between}*\KΣ(?!{between}*{letter})"), "ς")
+    before = "|".join(letter + between * count for count in range(4))
+    return normalizers.Replace(tokenizers.Regex(rf"(?<={before})Σ(?!{between}*{letter})"), "ς")
 
 
 def _is_cased(c: str) -> bool:
@@ -176,9 +194,14 @@ def _replace_characters(belongs: Callable[[str], Any], content: str) -> normaliz
 def _character_class(belongs: Callable[[str], Any]) -> str:
     """A regular expression for the characters of which `belongs` is true, as ranges."""
     ranges: list[list[int]] = []
-    for code in filter(lambda c: belongs(chr(c)), range(sys.maxunicode + 1)):
+    for code in filter(lambda c: belongs(chr(c)) and not 0xD800 <= c < 0xE000, range(sys.maxunicode + 1)):
         if ranges and ranges[-1][1] == code - 1:
             ranges[-1][1] = code
         else:
             ranges.append([code, code])
-    return "[" + "".join(rf"\x{{{a:x}}}-\x{{{b:x}}}" for a, b in ranges) + "]"
+    return "[" + "".join(f"{_literal(first)}-{_literal(last)}" for first, last in ranges) + "]"
+
+
+def _literal(code: int) -> str:
+    """The character as it stands in a class, the same in Oniguruma and in JavaScript."""
+    return f"\\{chr(code)}" if chr(code) in r"\[]^-" else chr(code)
