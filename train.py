@@ -26,6 +26,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Collection
 from typing import Any
 
 from absl import app, flags
@@ -94,6 +95,8 @@ def _train(interruption: Interruption) -> int:
     # Imported here because JAX and TFDS take seconds to load, and a misspelt flag should not have to wait for them.
     from albert_jax.remote import directory, named_refusals
     from albert_jax.training import distributed
+    from albert_jax.training.identity import saved_run
+    from albert_jax.training.initialization import take_architecture
     from albert_jax.training.lock import WorkdirLock
     from albert_jax.training.loop import Run
 
@@ -108,11 +111,18 @@ def _train(interruption: Interruption) -> int:
     try:
         with named_refusals(workdir), WorkdirLock(workdir) as lock:
             interruption.before_leaving(lock.release)
+            take_architecture(_CONFIG.value, _given(), saved_run(workdir))
             finished = Run(_CONFIG.value, workdir, lock, interruption).train()
             distributed.meet("end")
     except OSError as e:  # metrics and events; checkpoints speak for themselves
         raise _named(e, str(workdir)) from e
     return 0 if finished else EXIT_INTERRUPTED
+
+
+def _given() -> Collection[str]:
+    """The fields of the config that the command line names."""
+    names: dict[str, Any] = config_flags.get_override_values(flags.FLAGS["config"])
+    return names.keys()
 
 
 def _check(machine: str) -> int:
@@ -122,9 +132,12 @@ def _check(machine: str) -> int:
     if machine != "here":
         os.environ["JAX_PLATFORMS"] = "cpu"  # what is here may be another run's, or hang for want of its peers
     from albert_jax.training.check import check
+    from albert_jax.training.initialization import take_architecture
 
     _keep_compiled_programs()
     logging.getLogger("albert_jax").setLevel(logging.WARNING)  # the lines of the check say more
+    if machine != "fields" or os.path.isdir(_CONFIG.value.init_from):  # it may be only where the run will be
+        take_architecture(_CONFIG.value, _given())
     return check(_CONFIG.value, machine)
 
 

@@ -29,7 +29,12 @@ from albert_jax.training.step import TrainState, abstract_state
 _log = logging.getLogger(__name__)
 
 _DROPOUT = ("model.hidden_dropout_prob", "model.attention_probs_dropout_prob", "model.classifier_dropout_prob")
-_STARTS = ("branch_from", "init_from")  # say where a run comes from, not how it trains
+_STARTS = (
+    "branch_from",
+    "init_from",
+    "init_positions",
+    "init_vocabulary",
+)  # say where a run comes from, not how it trains
 
 
 class Source(NamedTuple):

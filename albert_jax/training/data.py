@@ -60,7 +60,8 @@ def open_data(config: ml_collections.ConfigDict) -> Data:
     if config.data.sequence_length > config.model.max_position_embeddings:
         raise UserError(
             f"data.sequence_length {config.data.sequence_length} exceeds model.max_position_embeddings "
-            f"{config.model.max_position_embeddings}; lower the one or raise the other."
+            f"{config.model.max_position_embeddings}; pass "
+            f"--config.model.max_position_embeddings={config.data.sequence_length}, or a smaller sequence_length."
         )
     data = _open_records(config) if config.data.recipe == "baked" else _open_data_set(config)
     for split, stream in (("train", data.train), ("validation", data.validation)):

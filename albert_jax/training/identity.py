@@ -103,6 +103,18 @@ def _with_descent(identity: dict[str, Any], descent: dict[str, Any] | None) -> d
     return identity | {"config": config, "parent": descent["parent"]}
 
 
+def saved_run(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The identity of the run that has saved checkpoints in a workdir; None where there is none.
+
+    Raises:
+      UserError: where `run.json` is damaged or the storage cannot be read.
+    """
+    root = directory(workdir)
+    with named_refusals(root):
+        steps = SavedSteps(absolute(workdir) / "checkpoints")
+        return _owner(root / "run.json", [steps.path(step) for step in reversed(steps.whole())])
+
+
 def _claim(workdir: str | os.PathLike[str], identity: dict[str, Any]) -> dict[str, Any] | None:
     """Gives `branch_from` and `parent` of a run that has one."""
     root = directory(workdir)

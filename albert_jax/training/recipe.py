@@ -35,7 +35,9 @@ RESUMABLE_FIELDS = (
     "profile.steps",
     "guard.norm_factor",  # what a run that has met its match needs
     "guard.patience",
-    "init_from",  # only read when the run starts
+    "init_from",  # only read when the run starts, and so the next two
+    "init_positions",
+    "init_vocabulary",
 )
 
 
@@ -56,6 +58,8 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.seed = 0  # keys everything random: initial weights, order, splits, swaps, masks, dropout
     c.steps = 125_000  # optimizer steps of the whole run; the learning rate reaches zero here
     c.init_from = ""  # start from these weights with a fresh optimizer: a workdir, a Hugging Face directory, Google's
+    c.init_positions = ""  # of more positions than init_from has: 'repeat' them, or 'interpolate' between them
+    c.init_vocabulary = ""  # 'by_piece': of another vocabulary than init_from's, shared pieces keep their embeddings
     c.branch_from = ""  # go on from another run's whole state with other settings: WORKDIR, or WORKDIR@STEP
 
     c.data = ml_collections.ConfigDict()
