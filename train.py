@@ -35,7 +35,7 @@ from ml_collections import config_flags
 
 from albert_jax.errors import UserError
 from albert_jax.training.interruption import EXIT_INTERRUPTED, Interruption, Register
-from albert_jax.training.recipe import check_overrides
+from albert_jax.training.recipe import read_overrides
 from albert_jax.training.watchdog import EXIT_STUCK
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -53,7 +53,7 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 def parse(arguments: list[str]) -> list[str]:
     """Parses the flags and makes every mistake in them a UserError."""
-    check_overrides(arguments[1:])
+    arguments = [*arguments[:1], *read_overrides(arguments[1:])]
     try:
         rest = flags.FLAGS(["--check=here" if a.lstrip("-") == "check" else a for a in arguments])
         config = _CONFIG.value and _CONFIG.value.lock()  # the file's absence shows at the first use

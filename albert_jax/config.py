@@ -113,6 +113,8 @@ class AlbertConfig:
             raise UserError(f"{field.name} must be of type {kind.__name__}, not {value!r}.")
         if kind is int and not field.name.endswith("token_id") and value < 1:
             raise UserError(f"{field.name} must be at least 1, not {value}.")
+        if kind is float and not value >= 0:
+            raise UserError(f"{field.name} must be at least 0, not {value}.")
         if field.name.endswith("dropout_prob") and not 0 <= value < 1:
             raise UserError(f"{field.name} must lie in [0, 1), not {value}.")
 

@@ -11,7 +11,7 @@ import ml_collections
 
 from albert_jax.config import AlbertConfig
 from albert_jax.errors import UserError
-from albert_jax.training.recipe import check_overrides, pretraining
+from albert_jax.training.recipe import pretraining, read_overrides
 
 
 def load_recipe(name: str | None, settings: Sequence[str]) -> ml_collections.ConfigDict:
@@ -29,7 +29,7 @@ def load_recipe(name: str | None, settings: Sequence[str]) -> ml_collections.Con
         field, sign, text = setting.removeprefix("config.").partition("=")  # train.py has the prefix
         if not sign:
             raise UserError(f"--set {setting} has no value; give FIELD=VALUE, such as data.sequence_length=128")
-        check_overrides([f"--config.{field}"])
+        text = read_overrides([f"--config.{field}={text}"])[0].partition("=")[2]
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):

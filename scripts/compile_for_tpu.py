@@ -49,7 +49,7 @@ from albert_jax.training.planning import (
     versions,
     without_cache,
 )
-from albert_jax.training.recipe import check_overrides
+from albert_jax.training.recipe import read_overrides
 from albert_jax.training.sharding import Split, make_mesh, mesh_shape
 
 SIZES = ("base", "large", "xlarge", "xxlarge")
@@ -326,7 +326,7 @@ def table_row(size: str, chips: Slice, compiler: Compile) -> str:
 
 def parse(arguments: list[str]) -> flags.FlagValues:
     """Parses the flags and makes every mistake in them a UserError."""
-    check_overrides(arguments[1:])
+    arguments = [*arguments[:1], *read_overrides(arguments[1:])]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", help_string="the recipe, e.g. configs/base.py", flag_values=values)
     text = "the slice, e.g. v4-128 (64 chips) or, by its shape, v5p:4x4x4"

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from albert_jax.errors import UserError
+from albert_jax.training.compatibility import flat
+from tests.in_process import run, tiny
 from tests.runs import VOCABULARY, Finished, Runs, make_data, write_text
 
 pytest_plugins = ["tests.runs"]
@@ -48,7 +51,12 @@ def test_a_plain_command_is_refused_before_jax_is_loaded(runs: Runs, arguments, 
         (["--config=configs/quickstart.py:v9", "--workdir=w"], ["v9"]),
         (["--config=configs/base.py:v9", "--workdir=w"], ["v9", "v1"]),
         (["--config=configs/quickstart.py", "--workdir=w", "--config.data=3"], ["data"]),
-        (["--config=configs/quickstart.py", "--workdir=w", "--config.batch.size=2.5"], ["batch.size", "2.5"]),
+        (
+            ["--config=configs/quickstart.py", "--workdir=w", "--config.batch.size=2.5"],
+            ["batch.size=2.5 is not a whole"],
+        ),
+        (["--config=configs/quickstart.py", "--workdir=w", "--config.steps=1e400"], ["steps=1e400 is not a whole"]),
+        (["--config=configs/quickstart.py", "--workdir=w", "--config.seed=nan"], ["seed=nan is not a whole"]),
         (["--config=configs/quickstart.py", "--workdir=w", "--workdri=w"], ["workdri"]),
         (["--config=configs/quickstart.py", "--workdir=w", "more"], ["more"]),
         (["--config=configs/quickstart.py", "--workdir=w", "--config.modle.hidden_size=3"], ["model.hidden_size"]),
@@ -62,42 +70,111 @@ def test_a_mistaken_flag_is_named(runs: Runs, arguments, parts):
 
 # --- fields -----------------------------------------------------------------------------------------------------------
 
+# Every field with a value that it cannot have, and what the refusal says beside the field's name.
+WRONG: dict[str, tuple[Any, str]] = {
+    "attention": ("flash", "auto, xla, cudnn"),
+    "batch.rows_per_device": (-1, "at least 0"),
+    "batch.size": (0, "at least 1"),
+    "batch.unit": ("tokens", "'examples', 'rows'"),
+    "batch.warmup_steps": (-1, "at least 0"),
+    "checkpoint.every": (0, "at least 1, not 0; a number beyond the run's 12 steps leaves it to the last one"),
+    "checkpoint.keep": (1, "at least 2"),
+    "checkpoint.keep_period": (-1, "at least 0"),
+    "checkpoint.minutes": (-1.0, "at least 0"),
+    "data.examples_per_row": (0, "at least 1"),
+    "data.phases": ("24", "SLOTS:UNTIL_STEP"),
+    "data.prefetch": (0, "at least 1"),
+    "data.recipe": ("bert", "'clean', 'google', 'baked'"),
+    "data.sentence_order": ("nps", "'sop', 'sop_parity', 'nsp', 'none'"),
+    "data.sequence_length": (64, "pass --config.model.max_position_embeddings=64, or a smaller"),
+    "data.short_fraction": (1.5, "from 0 to 1"),
+    "data.validation_path": ("x", "leave it away"),
+    "data.vocab": ("x", "leave it away"),
+    "dtype": ("float16", "float32, bfloat16"),
+    "eval.every": (-1, "at least 0"),
+    "eval.rows": (-1, "at least 0"),
+    "guard.norm_factor": (0.5, "more than 1, or 0"),
+    "guard.patience": (-1, "0"),
+    "init_positions": ("repeat", "pass --config.init_from too"),
+    "init_vocabulary": ("piece", "'by_piece'"),
+    "log.every": (0, "at least 1, not 0; a number beyond the run's 12 steps leaves it to the last one"),
+    "masking.corrupt_by": ("word", "'token', 'span'"),
+    "masking.count": (-1, "at least 0"),
+    "masking.max_ngram": (0, "at least 1"),
+    "masking.rate": (1.5, "at most 1"),
+    "masking.slots": (2, "pass --config.masking.slots=7"),
+    "mesh.data": (0, "at least 1"),
+    "mesh.fsdp": (-2, "at least 1"),
+    "mesh.rules": ("heads:x", "LOGICAL:AXIS"),
+    "mesh.tensor": (3, "does not divide model.num_attention_heads=2"),
+    "model.attention_probs_dropout_prob": (1.0, "in [0, 1)"),
+    "model.classifier_dropout_prob": (1.0, "in [0, 1)"),
+    "model.embedding_size": (0, "at least 1"),
+    "model.hidden_act": ("swish", "gelu, gelu_new, relu"),
+    "model.hidden_dropout_prob": (1.5, "in [0, 1)"),
+    "model.hidden_size": (33, "multiple of num_attention_heads"),
+    "model.initializer_range": (-1.0, "at least 0"),
+    "model.inner_group_num": (0, "at least 1"),
+    "model.intermediate_size": (0, "at least 1"),
+    "model.layer_norm_eps": (-1.0, "at least 0"),
+    "model.max_position_embeddings": (0, "at least 1"),
+    "model.num_attention_heads": (0, "at least 1"),
+    "model.num_hidden_groups": (3, "must not exceed num_hidden_layers"),
+    "model.num_hidden_layers": (0, "at least 1"),
+    "model.shared_across_groups": ("all", "nothing, attention, ffn"),
+    "model.tie_word_embeddings": (False, "tie_word_embeddings=False is not ALBERT"),
+    "model.type_vocab_size": (1, "at least 2"),
+    "model.vocab_size": (0, "at least 1"),
+    "optimizer.b1": (1.0, "[0, 1)"),
+    "optimizer.b2": (-0.1, "[0, 1)"),
+    "optimizer.clip_norm": (0.0, "positive"),
+    "optimizer.decay_power": (0.0, "positive"),
+    "optimizer.eps": (0.0, "positive"),
+    "optimizer.learning_rate": (float("nan"), "positive"),
+    "optimizer.name": ("sgd", "'lamb' or 'adamw'"),
+    "optimizer.warmup_steps": (12, "less than the run's 12 steps"),
+    "optimizer.weight_decay": (float("inf"), "finite"),
+    "profile.at": (-1, "at least 0"),
+    "profile.steps": (0, "at least 1"),
+    "remat": ("some", "dots_saveable"),
+    "steps": (0, "at least 1"),
+    "watchdog.seconds": (-1.0, "at least 0"),
+}
+# What may have any value, and what only the data, or what is named, can tell to be wrong.
+ANYTHING = {
+    *("seed", "masking.whole_word", "mesh.shard_optimizer", "watchdog.exit"),
+    *("model.pad_token_id", "model.bos_token_id", "model.eos_token_id"),
+    *("data.path", "data.weights", "branch_from", "init_from"),
+}
+
+
+def test_every_field_is_tried():
+    assert WRONG.keys() | ANYTHING == flat(tiny(pathlib.Path("x")).to_dict()).keys() and not WRONG.keys() & ANYTHING
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_value_is_refused_before_anything_is_opened_or_printed(name, tmp_path, capsys):
+    value, remedy = WRONG[name]
+    config = tiny(tmp_path / "no data", **{name: value})  # which would be refused too
+    with pytest.raises(UserError) as refused:
+        run(config, tmp_path / "w")
+    sentence = str(refused.value)
+    assert name.rpartition(".")[2] in sentence and remedy in sentence
+    assert sentence.endswith(".") and "\n" not in sentence
+    assert capsys.readouterr().out == ""
+
+
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"data.path": ""}, ["--config.data.path"]),
     ({"data.path": "no/such/data"}, ["no/such/data", "pretrain_data build"]),
     ({"batch.size": 100_000}, ["rows", "100000", "batch.size"]),
-    ({"batch.size": 0}, ["0"]),
-    ({"batch.unit": "tokens"}, ["'tokens'", "'rows'"]),
-    ({"batch.rows_per_device": -1}, ["batch.rows_per_device", "-1"]),
-    ({"attention": "flash"}, ["'flash'", "auto, xla, cudnn"]),
     ({"attention": "cudnn"}, ["cudnn needs an NVIDIA GPU, not cpu"]),
     ({"model.vocab_size": 30000}, ["30000", f"--config.model.vocab_size={VOCABULARY}"]),
-    ({"data.sequence_length": 64}, ["64", "max_position_embeddings", "48"]),
     ({"data.sequence_length": 4}, ["4", "8"]),
-    ({"optimizer.name": "sgd"}, ["'sgd'", "'lamb'"]),
-    ({"dtype": "float16"}, ["'float16'", "bfloat16"]),
-    ({"optimizer.warmup_steps": 12}, ["12", "warmup_steps"]),
     ({"optimizer.warmup_steps": -1}, ["-1", "warmup_steps"]),
-    ({"steps": 0}, ["steps", "0"]),
-    ({"model.hidden_size": 33}, ["33", "num_attention_heads"]),
-    ({"model.hidden_act": "swish"}, ["'swish'", "gelu"]),
-    ({"model.hidden_dropout_prob": 1.5}, ["hidden_dropout_prob", "1.5"]),
-    ({"masking.rate": 1.5}, ["1.5"]),
-    ({"masking.slots": 2}, ["masking.slots 2"]),
-    ({"masking.max_ngram": 0}, ["max_ngram", "0"]),
-    ({"mesh.data": 3}, ["mesh.data=3", "1"]),
-    ({"mesh.data": 0}, ["mesh.data=0"]),
-    ({"checkpoint.keep": 1}, ["checkpoint.keep", "1"]),
-    ({"checkpoint.every": 0}, ["checkpoint.every", "0"]),
-    ({"eval.every": 0}, ["eval.every", "0"]),
-    ({"eval.rows": -1}, ["eval.rows", "-1"]),
-    ({"log.every": 0}, ["log.every", "0"]),
-    ({"data.prefetch": 0}, ["data.prefetch", "0"]),
-    ({"optimizer.learning_rate": -1.0}, ["learning_rate", "-1"]),
-    ({"optimizer.clip_norm": 0.0}, ["clip_norm", "0"]),
-    ({"optimizer.b1": 1.0}, ["b1", "1.0"]),
     ({"init_from": "no/such/run"}, ["init_from", "no/such/run"]),
     ({"init_from": "tests"}, ["init_from", "tests"]),
+    ({"data.weights": "wiki=1"}, ["data.weights", "wiki"]),
 ]
 
 

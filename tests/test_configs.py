@@ -12,7 +12,7 @@ from ml_collections import config_flags
 from albert_jax.config import AlbertConfig
 from albert_jax.errors import UserError
 from albert_jax.training import costs
-from albert_jax.training.recipe import pretraining
+from albert_jax.training.recipe import pretraining, read_overrides
 
 DIRECTORY = pathlib.Path(__file__).parent.parent / "configs"
 LONG = {
@@ -156,6 +156,22 @@ def test_recipes_load_through_the_config_flag_with_overrides(monkeypatch):
     assert values.config.batch.rows_per_device == 4
     assert values.config.model.hidden_dropout_prob == 0.1
     assert values.config.model.num_hidden_layers == 24
+
+
+@pytest.mark.parametrize("text", ["1000", "1_000", "1e3", "+1000", "1000.0"])
+def test_a_whole_number_may_be_written_as_people_write_it(text):
+    assert read_overrides([f"--config.steps={text}", "--config.optimizer.eps=1e-3", "more"]) == [
+        "--config.steps=1000",
+        "--config.optimizer.eps=1e-3",
+        "more",
+    ]
+
+
+@pytest.mark.parametrize("text", ["2.5", "1e-3", "many", "", "nan", "inf", "1e30", "True"])
+def test_any_other_number_is_refused_with_a_form_that_is_taken(text):
+    with pytest.raises(UserError) as refused:
+        read_overrides([f"--config.batch.size={text}"])
+    assert str(refused.value) == f"--config.batch.size={text} is not a whole number; give one like 1000, 1_000 or 1e3."
 
 
 def test_every_recipe_in_the_directory_starts_from_the_shared_defaults():

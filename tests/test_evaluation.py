@@ -5,6 +5,7 @@ import fractions
 import json
 import math
 import pathlib
+import shutil
 import threading
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from scipy import stats
 
 from albert_jax.data.stream import IGNORED, Batch, Stream
+from albert_jax.errors import UserError
 from albert_jax.model import Parameters
 from albert_jax.training import evaluation
 from albert_jax.training.data import open_data
@@ -23,6 +25,7 @@ from albert_jax.training.objective import Totals, evaluate_rows, zero_totals
 from albert_jax.training.restoring import load_parameters
 from albert_jax.training.sharding import by_rows, make_mesh
 from albert_jax.training.step import abstract_model, make_eval_step
+from tests.in_process import run, tiny
 from tests.runs import TINY, records
 
 pytest_plugins = ["tests.runs"]
@@ -250,3 +253,16 @@ def test_the_run_records_the_figures_of_its_parameters(setting, straight):
     assert last["step"] == TINY["steps"]
     found = {name.removeprefix("eval_"): value for name, value in last.items()}
     assert_equal_figures(found, setting.slowly(TINY["eval.rows"]))
+
+
+def test_a_run_without_evaluation_says_so_once_and_needs_no_validation(data, tmp_path, caplog):
+    copy = pathlib.Path(shutil.copytree(data, tmp_path / "data"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["splits"]["validation"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"has no split 'validation'; .* by --config\.eval\.every=0"):
+        run(tiny(copy), tmp_path / "w")
+    caplog.set_level("INFO", logger="albert_jax")
+    assert run(tiny(copy, **{"eval.every": 0, "steps": 3}), tmp_path / "w")
+    assert caplog.text.count("nothing is evaluated") == 1
+    assert {record["kind"] for record in records(tmp_path / "w")} == {"train"}

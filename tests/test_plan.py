@@ -354,12 +354,12 @@ def test_an_empty_split_is_refused() -> None:
         ((7, 1, 1, 0.15, 0.1), "sequence_length 7 must lie between 8 and 65,535"),
         ((65_536, 1, 10_000, 0.15, 0.1), "sequence_length 65536"),
         ((64, 0, 10, 0.15, 0.1), "examples_per_row 0"),
-        ((64, 1, 9, 0.15, 0.1), "masking.slots 9 is less than the 10"),
+        ((64, 1, 9, 0.15, 0.1), "masking.slots 9 is less than the 10 .* pass --config.masking.slots=10, or more"),
         ((64, 1, 10, 1.0, 0.1), "masking.slots 10 is less than the 64"),
-        ((64, 1, 10, 1.1, 0.1), "masking.rate 1.1"),
+        ((64, 1, 10, 1.1, 0.1), "masking.rate must .* not 1.1"),
         ((64, 1, 4, 0.15, 0.1, 5), "masking.slots 4 is less than the 5 .* and masking.count 5"),
-        ((64, 1, 10, 0.0, 0.1), "masking.rate 0.0"),
-        ((64, 1, 10, 0.15, 1.5), "short_fraction 1.5"),
+        ((64, 1, 10, 0.0, 0.1), "masking.rate must .* not 0.0"),
+        ((64, 1, 10, 0.15, 1.5), "short_fraction must .* not 1.5"),
     ],
 )
 def test_settings_that_no_row_can_meet_are_refused_by_name(values: tuple[Any, ...], named: str) -> None:

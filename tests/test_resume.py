@@ -184,6 +184,8 @@ def test_fields_that_may_change_do_not_change_the_result(runs, straight, data, t
         "checkpoint.keep": 3,
         "checkpoint.keep_period": 6,
         "init_from": "",
+        "init_positions": "",
+        "init_vocabulary": "",
         "mesh.data": 1,
         "mesh.fsdp": 1,
         "mesh.tensor": 1,

@@ -64,14 +64,17 @@ class PlanSettings:
                 f"sequence_length {self.slots} must lie between 8 and {MOST_SLOTS:,}, and examples_per_row "
                 f"{self.examples} be at least 1."
             )
-        if not (0 < self.mask_rate <= 1 and 0 <= self.short_fraction <= 1):
-            raise UserError(f"masking.rate {self.mask_rate} and data.short_fraction {self.short_fraction} are shares.")
+        if not 0 < self.mask_rate <= 1:
+            raise UserError(f"masking.rate must be a share above 0, and at most 1, not {self.mask_rate}.")
+        if not 0 <= self.short_fraction <= 1:
+            raise UserError(f"data.short_fraction must be a share, from 0 to 1, not {self.short_fraction}.")
         needed = int(self.mask_budget(np.array(self.slots)))
         if self.mask_slots < needed:
             limit = f" and masking.count {self.mask_count}" if self.mask_count else ""
             raise UserError(
                 f"masking.slots {self.mask_slots} is less than the {needed} that an example of {self.slots} slots "
-                f"needs at masking.rate {self.mask_rate}{limit}."
+                f"needs at masking.rate {self.mask_rate}{limit}; pass --config.masking.slots={needed}, or more, so "
+                "that short examples can share a row."
             )
 
     @property

@@ -16,19 +16,17 @@ import numpy as np
 from albert_jax.config import AlbertConfig
 from albert_jax.data.store import parse_manifest
 from albert_jax.errors import OutOfMemoryError, UserError
-from albert_jax.model.attention import ATTENTIONS
 from albert_jax.remote import MANIFEST, exists, filesystem, is_remote, named_refusals
 from albert_jax.training.branching import read_source
 from albert_jax.training.chips import machine_of
 from albert_jax.training.data import Data, open_data, rows_of_step, rows_per_step
 from albert_jax.training.fitting import counted, gigabytes, told
 from albert_jax.training.initialization import starting_parameters
-from albert_jax.training.limits import check_numbers
-from albert_jax.training.phases import Phase, read_phases
+from albert_jax.training.limits import check_fields
+from albert_jax.training.phases import Phase
 from albert_jax.training.planning import Machine, Plan, machine_named, plan_step, this_machine
 from albert_jax.training.restoring import find_step
-from albert_jax.training.sharding import make_mesh, read_rules
-from albert_jax.training.step import make_train_step
+from albert_jax.training.sharding import make_mesh
 
 _SAMPLE = 64  # rows that are made to count the text in them
 PARTS = ("fields", "config")  # what can be checked without a machine
@@ -111,13 +109,7 @@ def check_settings(config: ml_collections.ConfigDict) -> list[Phase]:
     Raises:
       UserError: naming the first one.
     """
-    check_numbers(config)
-    phases = read_phases(config)
-    read_rules(config.mesh.rules)
-    tried = config.copy_and_resolve_references()
-    if config.attention in ATTENTIONS:  # whether it can run is for the devices to say
-        tried.attention = "xla"
-    make_train_step(tried, make_mesh(1, devices=jax.devices()[:1]))
+    phases = check_fields(config, make_mesh(1, devices=jax.devices()[:1]))
     model = AlbertConfig.from_dict(config.model.to_dict())
     say(
         "model",
@@ -142,7 +134,8 @@ def _look(phase: Phase, machine: str) -> Looked:
     else:
         data = open_data(c)
         rows, share = rows_per_step(c, data.train), _real_share(data)
-        say(name, f"{c.data.path}; {data.vocabulary.size:,} pieces; {data.validation.rows:,} rows of validation")
+        validation = "no evaluation" if data.evaluated is None else f"{data.validation.rows:,} rows of validation"
+        say(name, f"{c.data.path}; {data.vocabulary.size:,} pieces; {validation}")
         say("", data.train.describe())
         return Looked(phase, data, rows, share)
     return Looked(phase, None, c.batch.size, 1.0)
@@ -234,14 +227,14 @@ def _say_time(config: ml_collections.ConfigDict, looked: list[Looked], plans: li
     kind = "an ESTIMATE, at least," if plans[-1].bound else "an ESTIMATE,"
     each_step = " and ".join(f"{seconds:.3g} s" for seconds in of_step)
     say("time", f"{kind} {plans[-1].seconds_by}: {each_step} a step, {hours:.3g} hours in all")
-    if looked[-1].data is not None:
+    if evaluation:
         say("", f"of which evaluation {evaluation / (steps + evaluation):.1%}, every {config.eval.every:,} steps")
     say("cost", f"{'at least' if plans[-1].bound else 'about'} {hours * machine.size:,.3g} chip-hours")
 
 
 def evaluation_seconds(config: ml_collections.ConfigDict, last: Looked, plan: Plan) -> float:
-    """Of all evaluations: a forward pass is a third of a step's work. 0 where the data were not looked at."""
-    if last.data is None or plan.seconds is None:
+    """Of all evaluations: a forward pass is a third of a step's work. 0 where there are none or no data was seen."""
+    if last.data is None or last.data.evaluated is None or plan.seconds is None:
         return 0.0
     rows = min(config.eval.rows or last.data.validation.rows, last.data.validation.rows)
     batch, times = plan.split.shards * plan.split.each, math.ceil(config.steps / config.eval.every)

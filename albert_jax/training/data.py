@@ -34,7 +34,7 @@ class Data:
 
     Attributes:
       train: the stream that is trained on.
-      validation: the one that is evaluated.
+      evaluated: the one of validation; None where `eval.every` is 0.
       vocabulary: of both.
       vocabulary_file: its spiece.model, on this machine.
       manifest: what is known of the data, for the run's identity; ``vocabulary`` in it says how text was cleaned.
@@ -43,12 +43,23 @@ class Data:
     """
 
     train: Stream
-    validation: Stream
+    evaluated: Stream | None
     vocabulary: Vocabulary
     vocabulary_file: pathlib.Path
     manifest: dict[str, Any]
     unigrams: np.ndarray
     mixture: Mixture | None
+
+    @property
+    def validation(self) -> Stream:
+        """The stream that is evaluated.
+
+        Raises:
+          UserError: where there is none.
+        """
+        if self.evaluated is None:
+            raise UserError("nothing is opened for validation where eval.every is 0; pass another --config.eval.every.")
+        return self.evaluated
 
 
 def open_data(config: ml_collections.ConfigDict) -> Data:
@@ -57,15 +68,10 @@ def open_data(config: ml_collections.ConfigDict) -> Data:
     Raises:
       UserError: where it does not fit the config.
     """
-    if config.data.sequence_length > config.model.max_position_embeddings:
-        raise UserError(
-            f"data.sequence_length {config.data.sequence_length} exceeds model.max_position_embeddings "
-            f"{config.model.max_position_embeddings}; pass "
-            f"--config.model.max_position_embeddings={config.data.sequence_length}, or a smaller sequence_length."
-        )
     data = _open_records(config) if config.data.recipe == "baked" else _open_data_set(config)
-    for split, stream in (("train", data.train), ("validation", data.validation)):
-        _log.info("%s: %s.", split, stream.describe())
+    for split, stream in (("train", data.train), ("validation", data.evaluated)):
+        if stream is not None:
+            _log.info("%s: %s.", split, stream.describe())
     return data
 
 
@@ -97,11 +103,18 @@ def _open_data_set(config: ml_collections.ConfigDict) -> Data:
             )
     path = staged(config.data.path)
     vocabulary = _vocabulary(config, path / "spiece.model")
-    train, validation = (_open_stream(config, TextStore(path, split), vocabulary) for split in ("train", "validation"))
+    manifest, splits = read_manifest(path), ("train", "validation") if config.eval.every else ("train",)
+    if missing := [split for split in splits if split not in manifest["splits"]]:
+        raise UserError(
+            f"{path} has no split {missing[0]!r}; build it with one, or train without evaluation by "
+            "--config.eval.every=0."
+        )
+    train, *validation = (_open_stream(config, TextStore(path, split), vocabulary) for split in splits)
     _warn_of_long_words(config, vocabulary, train.unigrams)
     mixture = train.mixture if isinstance(train, PretrainingStream) and len(train.store.sources) > 1 else None
-    manifest = read_manifest(path)
-    return Data(train, validation, vocabulary, path / "spiece.model", manifest, train.unigrams, mixture)
+    return Data(
+        train, next(iter(validation), None), vocabulary, path / "spiece.model", manifest, train.unigrams, mixture
+    )
 
 
 def plan_settings(config: ml_collections.ConfigDict) -> PlanSettings:
@@ -139,8 +152,6 @@ def _open_stream(config: ml_collections.ConfigDict, store: TextStore, vocabulary
             next_sentence=config.data.sentence_order == "nsp",
             shuffle=training,
         )
-    if config.data.recipe != "clean":
-        raise UserError(f"data.recipe must be 'clean' or 'google', not {config.data.recipe!r}.")
     return PretrainingStream(
         store,
         cached_plan(store, vocabulary.starts_word, settings),
@@ -170,21 +181,21 @@ def _warn_of_long_words(config: ml_collections.ConfigDict, vocabulary: Vocabular
 def _open_records(config: ml_collections.ConfigDict) -> Data:
     """Google's TFRecords: their lengths, pairs and masks are baked, so the config must agree with them."""
     c = config.data
-    for name, what in (
-        ("path", "TFRecord files"),
-        ("validation_path", "held-out files"),
-        ("vocab", "spiece.model"),
-    ):
+    splits = {"train": (c.path, config.seed), "validation": (c.validation_path, EVALUATION_SEED)}
+    needed = {"path": "TFRecord files", "validation_path": "held-out files", "vocab": "spiece.model"}
+    if not config.eval.every:
+        del splits["validation"], needed["validation_path"]
+    for name, what in needed.items():
         if not c[name]:
             raise UserError(f"data.recipe 'baked' needs {what}; pass --config.data.{name}=...")
         local_path(c[name])
     file = pathlib.Path(c.vocab)
     vocabulary = _vocabulary(config, file)
-    train, validation = (
-        BakedStream(path, vocab_size=vocabulary.size, seed=seed)
-        for path, seed in ((c.path, config.seed), (c.validation_path, EVALUATION_SEED))
-    )
-    for stream, path in ((train, c.path), (validation, c.validation_path)):
+    streams = {
+        split: BakedStream(path, vocab_size=vocabulary.size, seed=seed) for split, (path, seed) in splits.items()
+    }
+    for split, stream in streams.items():
+        path = splits[split][0]
         wanted = {
             "data.sequence_length": (c.sequence_length, stream.slots),
             "masking.slots": (config.masking.slots, stream.mask_slots),
@@ -204,9 +215,10 @@ def _open_records(config: ml_collections.ConfigDict) -> Data:
             "keep_accents": False,
             "cleaning": "google",
         },
-        "records": {"train": train.describe(), "validation": validation.describe()},
+        "records": {split: stream.describe() for split, stream in streams.items()},
     }
-    return Data(train, validation, vocabulary, file, manifest, train.unigrams, None)
+    train = streams["train"]
+    return Data(train, streams.get("validation"), vocabulary, file, manifest, train.unigrams, None)
 
 
 def rows_per_step(config: ml_collections.ConfigDict, stream: Stream) -> int:
@@ -216,11 +228,9 @@ def rows_per_step(config: ml_collections.ConfigDict, stream: Stream) -> int:
     multiple of one (by less than 2 % from 32 rows on), whatever the devices, so that the same run goes on elsewhere.
 
     Raises:
-      UserError: where there are none, or the corpus is smaller than the batch.
+      UserError: where the corpus is smaller than the batch.
     """
     size, unit = config.batch.size, config.batch.unit
-    if unit not in ("rows", "examples") or size < 1:
-        raise UserError(f"batch must be a positive size in 'rows' or 'examples', not {size} {unit!r}.")
     rows = size
     if unit == "examples":
         exact = max(1.0, size / stream.examples_per_row)

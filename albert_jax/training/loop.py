@@ -39,7 +39,7 @@ from albert_jax.training.interruption import SAVE, STOP, Interruption
 from albert_jax.training.interval import Interval
 from albert_jax.training.left_out import LeftOut, merged, read_left_out
 from albert_jax.training.legs import Draw, Leg, lower_eval_step, make_legs
-from albert_jax.training.limits import check_numbers
+from albert_jax.training.limits import check_fields
 from albert_jax.training.lock import WorkdirLock
 from albert_jax.training.profiling import Profiler
 from albert_jax.training.sharding import make_mesh
@@ -131,13 +131,13 @@ class Run:
         lock: WorkdirLock,
         interruption: Interruption,
     ):
-        check_numbers(config)
+        self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        check_fields(config, self.mesh)
         self.config, self.workdir = config, directory(workdir)
         self._lock, self._interruption = lock, interruption
         self._profiler = Profiler(self.workdir / "profile", at=config.profile.at, steps=config.profile.steps)
         interruption.on(signal.SIGUSR1, self._profiler.request)
         interruption.phase = "data"
-        self.mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         self.legs = make_legs(config, self.mesh)
         identity = _identity(config, self.legs, self.mesh)
         check_processes(identity)
@@ -219,10 +219,13 @@ class Run:
         assert self.telemetry is not None
         return last_evaluation(self.telemetry.directory)
 
-    def _make_evaluator(self) -> Evaluator:
+    def _make_evaluator(self) -> Evaluator | None:
         """Evaluates as many rows at a time as the last leg trains on, so whether that leg fits shows at the start."""
         leg = self.legs[-1]
         rows = leg.rows.split.shards * leg.rows.split.each
+        if leg.data.evaluated is None:
+            _log.info("eval.every is 0: nothing is evaluated, after the last step neither.")
+            return None
         return Evaluator(
             leg.data.validation,
             rows=self.config.eval.rows,
@@ -306,7 +309,8 @@ class Run:
     def _between_steps(self, leg: Leg) -> _Ending | None:
         """Reads outcomes; evaluates, saves and ends where it is time to. None where the next step is to follow."""
         c, over = self.config, self.step == leg.phase.end
-        to_evaluate = 0 < self.step != self._evaluated and (self.step == c.steps or self.step % c.eval.every == 0)
+        due = self.evaluator is not None and (self.step == c.steps or self.step % c.eval.every == 0)
+        to_evaluate = due and 0 < self.step != self._evaluated
         self._due |= self.step != self._saved and any(
             every and self.step % every == 0 for every in (c.checkpoint.every, c.checkpoint.keep_period)
         )
@@ -322,7 +326,7 @@ class Run:
             return None
         if to_evaluate and not self._stopping:
             self._evaluate()
-        done = self.step == c.steps and self._evaluated == self.step
+        done = self.step == c.steps and (self.evaluator is None or self._evaluated == self.step)
         stop = done or self._stopping
         # A checkpoint to go back to is none from the middle of updates that are left out: it waits for their end.
         if self.step != self._saved and (stop or over or (self._due and not self._skipped)):
@@ -404,6 +408,7 @@ class Run:
             self._is_granted()
             return not self._stopping
 
+        assert self.evaluator is not None
         began = time.monotonic()
         with self._paused():
             results = self.evaluator(self.state.params, proceed)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every field of a pretraining configuration, with its meaning and default; `configs/*.py` fill it in."""
 
+import decimal
+
 import ml_collections
 
 from albert_jax.config import AlbertConfig
@@ -119,7 +121,7 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.checkpoint.keep_period = 0  # multiples of so many steps are kept for good, unless the guard has just left one out
 
     c.eval = ml_collections.ConfigDict()
-    c.eval.every = 5000  # steps between evaluations; the last step is evaluated too
+    c.eval.every = 5000  # steps between evaluations; the last step is evaluated too; 0: never, and no split is needed
     c.eval.rows = 0  # rows of validation that are evaluated, evenly spaced, each time the same; 0 takes all
 
     c.watchdog = ml_collections.ConfigDict()
@@ -137,21 +139,33 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     return c.lock()
 
 
-def check_overrides(arguments: list[str]) -> None:
-    """Refuses a `--config.a.b=...` that names no field, before the flag parser does so less helpfully.
+def read_overrides(arguments: list[str]) -> list[str]:
+    """Command-line arguments, with `--config.steps=1e6` as the flag parser takes it: 1000000.
 
     Raises:
-      UserError: naming the nearest field.
+      UserError: where one names no field, giving the nearest, or gives a field of whole numbers another value.
     """
-    config = pretraining(AlbertConfig())
-    fields = [f"{name}.{inner}" if inner else name for name in config for inner in _inner(config[name])]
+    fields: dict[str, object] = {}
+    for name, value in pretraining(AlbertConfig()).to_dict().items():
+        fields |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+    read = []
     for argument in arguments:
-        name = argument.lstrip("-").split("=")[0]
-        if name.startswith("config.") and name.removeprefix("config.") not in fields:
-            raise UserError(
-                f"the config has no field {name!r}; {nearest(name.removeprefix('config.'), fields, 'config.')}."
-            )
+        flag, equals, value = argument.partition("=")
+        name = flag.lstrip("-").removeprefix("config.")
+        if flag.lstrip("-").startswith("config."):
+            if name not in fields:
+                raise UserError(f"the config has no field {'config.' + name!r}; {nearest(name, [*fields], 'config.')}.")
+            if equals and type(fields[name]) is int:
+                argument = f"{flag}={_whole(name, value)}"
+        read.append(argument)
+    return read
 
 
-def _inner(value: object) -> list[str]:
-    return list(value) if isinstance(value, ml_collections.ConfigDict) else [""]
+def _whole(name: str, text: str) -> int:
+    try:
+        number = decimal.Decimal(text)
+        if number.adjusted() < 20 and number == int(number):
+            return int(number)
+    except (decimal.InvalidOperation, ValueError, OverflowError):
+        pass
+    raise UserError(f"--config.{name}={text} is not a whole number; give one like 1000, 1_000 or 1e3.")

@@ -4,29 +4,11 @@
 import logging
 from collections.abc import Mapping, Sequence
 
-import ml_collections
 import numpy as np
 
 from albert_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
-_CHOICES = {"init_positions": ("", "repeat", "interpolate"), "init_vocabulary": ("", "by_piece")}
-
-
-def check_choices(config: ml_collections.ConfigDict) -> None:
-    """Refuses other values of `init_positions` and `init_vocabulary`, and either without `init_from`.
-
-    Raises:
-      UserError: naming the field.
-    """
-    for name, choices in _CHOICES.items():
-        if config[name] not in choices:
-            known = " or ".join(repr(choice) for choice in choices if choice)
-            raise UserError(f"{name} must be {known}, or empty for the checkpoint's own, not {config[name]!r}.")
-        if config[name] and not config.init_from:
-            raise UserError(
-                f"{name} says how to start from other weights; pass --config.init_from too, or leave it away."
-            )
 
 
 def with_positions(table: np.ndarray, positions: int, how: str, source: str) -> np.ndarray:
