@@ -4,6 +4,8 @@
 From one process to two and back: tests/test_processes.py.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +39,7 @@ def test_a_run_saved_on_8_devices_goes_on_with_4_of_another_mesh_and_then_with_1
 def test_the_loop_takes_nothing_to_the_devices_but_what_it_says(data, tmp_path, monkeypatch):
     add = Interval.add
 
-    def careless(self: Interval, outcome: Outcome, **measured: float) -> None:
+    def careless(self: Interval, outcome: Outcome, **measured: Any) -> None:
         jnp.sin(np.ones(3))
         add(self, outcome, **measured)
 

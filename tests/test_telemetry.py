@@ -2,17 +2,29 @@
 """Promises of albert_jax/training/telemetry.py."""
 
 import json
+import math
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
+import time
+import types
+from typing import Any
 
 import numpy as np
 import pytest
 
+from albert_jax.training import interval as intervals
 from albert_jax.training import telemetry as module
+from albert_jax.training.interval import Interval
+from albert_jax.training.loop import Run
+from albert_jax.training.step import MEASURES, Outcome
 from albert_jax.training.telemetry import Telemetry, drop_later_records, read_metrics
+from scripts import export
+from tests.in_process import run, tiny
 
+pytest_plugins = ["tests.runs"]
 HOST = {"seconds": 2.0, "tokens": 4096.0, "input_wait_seconds": 0.5}
 
 
@@ -134,6 +146,98 @@ def test_without_a_known_peak_there_is_no_mfu(tmp_path, capsys):
     assert "mfu" not in lines(tmp_path / "cpu")[0]["timing"] and "MFU" not in heading_of_cpu
     assert lines(tmp_path / "chip")[0]["timing"]["mfu"] == pytest.approx(0.05)
     assert "MFU" in heading_of_chip and " 5.0% " in line_of_chip
+
+
+def test_the_screen_speaks_of_the_objective_that_there_is(tmp_path, capsys):
+    results = {"mlm_loss": 6.0, "sop_loss": 0.5, "sop_count": 3}
+    shown, kept = {}, {}
+    for order in ("sop_parity", "nsp", "none"):
+        with Telemetry(tmp_path / order, steps=10, sentence_order=order) as telemetry:
+            telemetry.log(10, {"mlm_loss": 6.5}, HOST)
+            telemetry.evaluation(10, results if order != "none" else results | {"sop_count": 0}, 1.0)
+        shown[order], kept[order] = capsys.readouterr().out, lines(tmp_path / order)[-1].keys()
+    assert " sop " in shown["sop_parity"] and "eval_sop_loss 0.5000" in shown["sop_parity"]
+    assert " nsp " in shown["nsp"] and "eval_nsp_loss 0.5000" in shown["nsp"] and "sop" not in shown["nsp"]
+    assert "sop" not in shown["none"] and "nsp" not in shown["none"]
+    assert "eval_sop_loss" in kept["nsp"] and not [name for name in kept["none"] if "sop" in name]
+
+
+def test_steps_whose_time_nobody_saw_have_no_speed_but_count(tmp_path, capsys, clocks):
+    with Telemetry(tmp_path, steps=10, peak_flops=1e12) as telemetry:
+        clocks.pass_by(4.0)
+        telemetry.log(5, {"loss": 1.0}, {"seconds": 2.0})
+    timing = lines(tmp_path)[0]["timing"]
+    assert timing.keys() == {"seconds", "goodput", "time", "wall_s"} and timing["goodput"] == 0.5
+    heading, line = capsys.readouterr().out.splitlines()
+    assert len(heading) == len(line) and line.endswith(" -")
+
+
+DID: dict[str, Any] = {"tokens": 10.0, "flops": 1.0, "waited": 0.0}
+
+
+def outcome(**measured: float) -> Outcome:
+    means = [measured.get(name, 1.0) for name in MEASURES]
+    fields: list[Any] = [np.int32(0), np.int32(0), np.float32(1e-3), np.array(means, np.float32)]
+    return Outcome(*fields)
+
+
+def test_a_mean_is_over_the_steps_that_had_something_to_measure():
+    interval = Interval()
+    nothing = {"sop_loss": math.nan, "sop_accuracy": math.nan}
+    for measured in (nothing, {"sop_loss": 0.5}, nothing, {"sop_loss": 0.25}):
+        interval.add(outcome(**measured), **DID)
+    again = Interval(json.loads(json.dumps(interval.sums())))
+    for each in (interval, again):
+        assert (each.means()["loss"], each.means()["sop_loss"], each.means()["sop_accuracy"]) == (1.0, 0.375, 1.0)
+    usual = Interval()
+    usual.add(outcome(), **DID)
+    assert "counts" not in usual.sums() and Interval(usual.sums()).means() == usual.means()
+    empty = Interval()
+    empty.add(outcome(**nothing), **DID)
+    assert not [name for name in empty.means() if name.startswith("sop")]
+
+
+def test_an_interval_of_steps_that_were_over_when_the_host_looked_says_no_speed():
+    interval = Interval()
+    interval.add(outcome(), **DID, timed=False)
+    assert interval.clocked().keys() == {"seconds"}
+    interval.add(outcome(), **DID)
+    assert interval.clocked()["tokens"] == 20.0
+
+
+def test_compiling_is_in_no_lines_time(data, tmp_path, monkeypatch):
+    clock = types.SimpleNamespace(late=0.0)
+    clock.perf_counter = lambda: time.perf_counter() + clock.late
+    monkeypatch.setattr(intervals, "time", clock)
+    prepare = Run._prepare
+
+    def slow(self: Run, leg: Any) -> None:
+        clock.late += 1e6
+        prepare(self, leg)
+
+    monkeypatch.setattr(Run, "_prepare", slow)
+    assert run(tiny(data, **{"steps": 6, "data.phases": "24:3", "log.every": 1, "eval.every": 0}), tmp_path / "w")
+    seconds = [line["timing"]["seconds"] for line in lines(tmp_path / "w") if line["kind"] == "train"]
+    assert len(seconds) == 6 and max(seconds) < 1e5
+
+
+def test_a_run_without_sentence_order_records_nothing_of_it(data, tmp_path, capsys):
+    fields = {"steps": 3, "data.sentence_order": "none", "log.every": 1, "eval.every": 3}
+    assert run(tiny(data, **fields), tmp_path / "w")
+    train, *_, evaluation = lines(tmp_path / "w")
+    assert train["loss"] == train["mlm_loss"] and evaluation["kind"] == "eval"
+    assert not [name for line in lines(tmp_path / "w") for name in line if "sop" in name]
+    assert "sop" not in capsys.readouterr().out.replace("sop_classifier", "")
+
+
+def test_the_last_words_name_the_command_that_exports_the_run(data, tmp_path, caplog):
+    caplog.set_level("INFO", logger="albert_jax")
+    workdir = tmp_path / "a run"
+    assert run(tiny(data, **{"steps": 1, "optimizer.warmup_steps": 0, "eval.every": 0}), workdir)
+    command = caplog.messages[-1].splitlines()[-1]
+    program, *arguments = shlex.split(command)[1:]
+    assert program == "scripts/export.py" and export.main(arguments) == 0
+    assert (tmp_path / "a run-export" / "model.safetensors").is_file()
 
 
 def test_the_screen_shows_one_aligned_line_a_log_step(tmp_path, capsys, clocks):

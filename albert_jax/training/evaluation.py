@@ -23,6 +23,10 @@ from albert_jax.training.sharding import Rows, by_rows, replicated, row_shards, 
 
 EvalStep = Callable[[Parameters, Batch], Totals]
 Results = dict[str, float]
+_ORDER = (  # in which the results are told
+    *("mlm_loss", "unigram_loss", "mlm_accuracy", "mlm_count"),
+    *("sop_loss", "sop_accuracy", "sop_low", "sop_high", "sop_count"),
+)
 BATCHES_IN_FLIGHT = 2  # the host stays at most this far ahead
 
 
@@ -92,7 +96,7 @@ class Evaluator:
         self._count_targets = make_count_targets(mesh, len(unigrams)).lower(labels).compile()
 
     def __call__(self, params: Parameters, proceed: Callable[[], bool] = lambda: True) -> Results | None:
-        """Loss and accuracy of both objectives, the unigram loss of the same targets, and how many there were.
+        """Loss and accuracy of each objective that had targets, how many these were, and their unigram loss.
 
         Args:
           params: the parameters.
@@ -142,16 +146,20 @@ class Evaluator:
 
 
 def _results(t: dict[str, float], unigram: float) -> Results:
-    low, high = wilson_interval(t["sop_correct"], t["sop_count"])
-    mlm_count, sop_count = int(t["mlm_count"]), int(t["sop_count"])
-    return {
-        "mlm_loss": t["mlm_loss"] / max(1, mlm_count),
-        "unigram_loss": unigram,
-        "mlm_accuracy": t["mlm_correct"] / max(1, mlm_count),
-        "mlm_count": mlm_count,
-        "sop_loss": t["sop_loss"] / max(1, sop_count),
-        "sop_accuracy": t["sop_correct"] / max(1, sop_count),
-        "sop_low": low,
-        "sop_high": high,
-        "sop_count": sop_count,
-    }
+    """Counts, and means over what was counted; a mean over nothing is left out."""
+    results: Results = {"mlm_count": int(t["mlm_count"]), "sop_count": int(t["sop_count"])}
+    if t["mlm_count"]:
+        results |= {
+            "mlm_loss": t["mlm_loss"] / t["mlm_count"],
+            "unigram_loss": unigram,
+            "mlm_accuracy": t["mlm_correct"] / t["mlm_count"],
+        }
+    if t["sop_count"]:
+        low, high = wilson_interval(t["sop_correct"], t["sop_count"])
+        results |= {
+            "sop_loss": t["sop_loss"] / t["sop_count"],
+            "sop_accuracy": t["sop_correct"] / t["sop_count"],
+            "sop_low": low,
+            "sop_high": high,
+        }
+    return {name: results[name] for name in _ORDER if name in results}

@@ -13,6 +13,7 @@ import enum
 import logging
 import math
 import os
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from jax.sharding import Mesh
 from albert_jax.data.loader import Loader
 from albert_jax.data.stream import Batch
 from albert_jax.errors import UserError
-from albert_jax.remote import directory
+from albert_jax.remote import directory, is_remote
 from albert_jax.training.branching import branch
 from albert_jax.training.checkpoint import Checkpoints
 from albert_jax.training.chips import chip_of
@@ -153,7 +154,6 @@ class Run:
         self.telemetry = self._open_telemetry() if first() else None
         self._saved, self._evaluated = self.step, by_first(self._last_evaluation)
         self._stopping, self._due = False, False
-        self._interval, self._progress = Interval(interval), Interval()
         self._in_flight = collections.deque[_Started]()
         self._pace = math.inf  # seconds of the last step
         self._parts: dict[int, jax.Array] = {}  # on the devices already
@@ -161,6 +161,7 @@ class Run:
         with self.legs[-1].naming_exhaustion():
             self.evaluator = self._make_evaluator()
         self.checkpoints.prepare(self.state)
+        self._interval, self._progress = Interval(interval), Interval()  # whose clocks start now
 
     def _copy_vocabulary(self) -> None:
         source, target = self.legs[-1].data.vocabulary_file, self.workdir / "spiece.model"
@@ -213,6 +214,7 @@ class Run:
             restored_step=self.step,
             parent=parent,
             peak_flops=peak,
+            sentence_order=self.config.data.sentence_order,
         )
 
     def _last_evaluation(self) -> int:
@@ -251,7 +253,8 @@ class Run:
             while ending is _Ending.LEG_IS_OVER:
                 leg = self._leg_at(self.step)
                 if leg.phase.begin not in ready:
-                    self._prepare(leg)
+                    with self._paused():
+                        self._prepare(leg)
                     ready.add(leg.phase.begin)
                 try:
                     ending = self._train_leg(leg)
@@ -351,8 +354,12 @@ class Run:
 
     def _read_outcomes(self, leg: Leg, ahead: int) -> None:
         """Reads outcomes, which waits for their steps, until so many steps are left that the devices work on."""
+        before = len(self._in_flight)
         while len(self._in_flight) > ahead:
+            # Of steps that are all over when the host comes to look, only the first one's end can be timed.
             draw, waited, on_device = self._in_flight.popleft()
+            means: Any = on_device.means
+            timed = len(self._in_flight) == before - 1 or not means.is_ready()
             outcome = jax.device_get(on_device)
             self._watchdog.moved()
             self._pace, self._outcome_at = time.monotonic() - self._outcome_at, time.monotonic()
@@ -361,7 +368,7 @@ class Run:
             real = float(outcome.means[MEASURES.index("real_share")])
             tokens = real * draw.rows * leg.config.data.sequence_length
             for interval in (self._interval, self._progress):
-                interval.add(outcome, tokens=tokens, flops=leg.flops(draw), waited=waited)
+                interval.add(outcome, tokens=tokens, flops=leg.flops(draw), waited=waited, timed=timed)
             skipped = _Skipped(draw.step + 1, leg.phase.begin, draw.position, draw.position + draw.rows)
             self._skipped = [*self._skipped, skipped] if outcome.in_a_row else []
             if 0 < self.config.guard.patience <= len(self._skipped):
@@ -500,7 +507,13 @@ class Run:
             return
         self.telemetry.close()
         if done:
-            _log.info("finished: step %s is saved in %s.", self.step, self.workdir)
+            unshare = " --unshare" * (self.config.model.shared_across_groups != "nothing")
+            out = f"{self.workdir.name if is_remote(self.workdir) else self.workdir}-export"
+            places = f"--workdir={shlex.quote(str(self.workdir))} --out={shlex.quote(out)}"
+            _log.info(
+                "finished: step %s is saved in %s; for Hugging Face's format:\n  python scripts/export.py %s%s",
+                *(self.step, self.workdir, places, unshare),
+            )
         else:
             _log.info(
                 "interrupted by %s: step %s is saved in %s; the same command goes on from there.",

@@ -66,7 +66,8 @@ class Outcome(NamedTuple):
       in_a_row: int32, updates that the guard has left out without a break.
       skipped: int32, updates that it has left out in the whole run.
       learning_rate: float32, of this step.
-      means: float32 [len(MEASURES)], what was measured in this step, whether or not the guard let it pass.
+      means: float32 [len(MEASURES)], what was measured in this step, whether or not the guard let it pass; NaN for the
+        mean over nothing, where no row had a label.
     """
 
     in_a_row: jax.Array
@@ -278,13 +279,12 @@ def make_train_step(config: ml_collections.ConfigDict, mesh: Mesh, most: int = 1
         # Computed where the moments are, and only then brought to where the parameters are.
         updates = jax.tree.map(lambda u: -rate(state.step) * u, directions)
         updates = jax.lax.with_sharding_constraint(updates, of_moments)
-        mlm_count, sop_count = jnp.maximum(totals.mlm_count, 1), jnp.maximum(totals.sop_count, 1)
         measured = {
             "loss": loss,
-            "mlm_loss": totals.mlm_loss / mlm_count,
-            "mlm_accuracy": totals.mlm_correct / mlm_count,
-            "sop_loss": totals.sop_loss / sop_count,
-            "sop_accuracy": totals.sop_correct / sop_count,
+            "mlm_loss": totals.mlm_loss / totals.mlm_count,
+            "mlm_accuracy": totals.mlm_correct / totals.mlm_count,
+            "sop_loss": totals.sop_loss / totals.sop_count,
+            "sop_accuracy": totals.sop_correct / totals.sop_count,
             "grad_norm": norm,
             "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(state.params),

@@ -69,6 +69,7 @@ class Telemetry:
       steps: length of the whole run, for the remaining time.
       restored_step: the checkpoint's step that the run goes on from, 0 for a new run; later records are dropped.
       parent: what `run.json` says of the checkpoint that the run branched from, if it did.
+      sentence_order: of the config's data: the screen calls 'nsp' by its name, and shows nothing of 'none'.
       peak_flops: FLOP/s that all devices of the run together reach at best, where it is known; adds `mfu` to `timing`.
 
     Attributes:
@@ -83,10 +84,13 @@ class Telemetry:
         restored_step: int = 0,
         parent: Mapping[str, Any] | None = None,
         peak_flops: float | None = None,
+        sentence_order: str = "sop",
     ) -> None:
         self._steps = steps
         self._peak_flops = peak_flops
-        self._columns = [column for column in _COLUMNS if column[2] != "mfu" or peak_flops is not None]
+        self._order = sentence_order
+        left_out = ["mfu"] * (peak_flops is None) + ["sop_loss", "sop_accuracy"] * (sentence_order == "none")
+        self._columns = [column for column in _COLUMNS if column[2] not in left_out]
         self._lines = 0
         self._spool = Spool(workdir)
         self._spool.fetch(_METRICS)
@@ -129,8 +133,9 @@ class Telemetry:
           values: what is recorded as it is and must not depend on the clock. The screen shows epoch, loss, mlm_loss,
             mlm_accuracy, sop_loss, sop_accuracy, learning_rate, grad_norm, update_norm, position, real_share, and
             skipped (updates so far) where it is not 0.
-          clocked: `seconds` of the interval spent on steps, `input_wait_seconds` of these waited for the loader,
-            `tokens` that the steps took in, and their matmul `flops` where these are known.
+          clocked: `seconds` of the interval spent on steps; where these belong to its steps and to no others,
+            `input_wait_seconds` of these waited for the loader, `tokens` that the steps took in, and their matmul
+            `flops` where these are known.
           kind: 'train', or 'progress' for a line within such an interval.
         """
         timing = self._timing(step, kind, clocked)
@@ -150,12 +155,14 @@ class Telemetry:
           seconds: that the evaluation took. The screen shows them beside the share that all evaluations of this process
             have of its time so far.
         """
+        if self._order == "none":
+            results = {name: value for name, value in results.items() if not name.startswith("sop_")}
         values = {f"eval_{name}": _plain(value) for name, value in results.items()}
         clock = self._clock.read()
         self._evaluating += seconds
         share = self._evaluating / max(self._clock.passed(), seconds, 1e-9)
         self._write({"step": step, "kind": "eval", **values}, {"seconds": seconds, "share": share} | clock)
-        shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        shown = "  ".join(f"{self._called(name)} {_short(value)}" for name, value in values.items())
         print(f"step {step}: {shown}  ({duration(seconds)}, {share:.1%} of the time so far)", flush=True)
 
     def event(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
@@ -212,11 +219,13 @@ class Telemetry:
     def _timing(self, step: int, kind: str, clocked: Mapping[str, float]) -> dict[str, float]:
         seconds, steps, clock = max(clocked["seconds"], 1e-9), step - self._last_step[kind], self._clock.read()
         self._last_step[kind] = self._last_step["progress"] = step
-        timing = {
-            "tokens_per_s": clocked["tokens"] / seconds,
-            "input_wait": clocked["input_wait_seconds"] / seconds,
-            "eta_s": seconds / max(steps, 1) * (self._steps - step),
-        }
+        timing: dict[str, float] = {}
+        if "tokens" in clocked:
+            timing = {
+                "tokens_per_s": clocked["tokens"] / seconds,
+                "input_wait": clocked["input_wait_seconds"] / seconds,
+                "eta_s": seconds / max(steps, 1) * (self._steps - step),
+            }
         if "flops" in clocked:
             timing["tflops_per_s"] = clocked["flops"] / seconds / 1e12
             if self._peak_flops is not None:
@@ -237,16 +246,19 @@ class Telemetry:
     def _record(self, record: dict[str, Any], timing: dict[str, float]) -> None:
         self._file.write(json.dumps(record | ({"timing": timing} if timing else {})) + "\n")
 
+    def _called(self, name: str) -> str:
+        """A value's name as the screen has it."""
+        return name.replace("sop", "nsp") if self._order == "nsp" else name
+
     def _heading(self) -> str:
         width = 2 * len(str(self._steps)) + 1
-        return (
-            f"{'step':>{width}}" + "".join(f" {name:>{size}}" for name, size, _, _ in self._columns) + f" {'ETA':>10}"
-        )
+        names = "".join(f" {self._called(name):>{size}}" for name, size, _, _ in self._columns)
+        return f"{'step':>{width}}{names} {'ETA':>10}"
 
     def _line(self, step: int, values: dict[str, float]) -> str:
         digits = len(str(self._steps))
         cells = (f" {format(values[k], form) if k in values else '-':>{size}}" for _, size, k, form in self._columns)
-        line = f"{step:>{digits}}/{self._steps}" + "".join(cells) + f" {duration(values['eta_s']):>10}"
+        line = f"{step:>{digits}}/{self._steps}" + "".join(cells) + f" {duration(values.get('eta_s', math.nan)):>10}"
         notes = [f"skipped {values['skipped']:,}"] if values.get("skipped") else []
         notes += [f"{k.removeprefix('epoch/')} {v:.3f}" for k, v in values.items() if k.startswith("epoch/")]
         return " ".join([line, *notes])

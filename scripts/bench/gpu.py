@@ -325,7 +325,7 @@ def records(workdir: pathlib.Path) -> tuple[int, list[dict[str, Any]]]:
 
 
 def figures(lines: Sequence[dict[str, Any]], machine: dict[str, Any], size: str) -> dict[str, Any]:
-    """Medians over log intervals, without the first one, which has the compilation.
+    """Medians over log intervals whose time is known, without the first one, in which all runs for the first time.
 
     Args:
       lines: of one start, see `records`.
@@ -336,6 +336,7 @@ def figures(lines: Sequence[dict[str, Any]], machine: dict[str, Any], size: str)
       tokens_per_s, real_tokens_per_s, mfu (None where the chip is not known), input_wait, how many intervals these are
       medians of, and the last loss; {} where there are less than two lines.
     """
+    lines = [line for line in lines if "tokens_per_s" in line["timing"]]
     if len(lines) < 2:
         return {}
     real = statistics.median(line["timing"]["tokens_per_s"] for line in lines[1:])
