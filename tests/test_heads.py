@@ -146,11 +146,94 @@ def test_the_sequence_classifiers_loss_is_chosen_as_in_torch(
     check_gradients(gradient, theirs)
 
 
-def test_a_loss_without_labels_is_none_and_without_counted_labels_nan_as_in_torch() -> None:
+def test_a_loss_without_labels_is_none_and_without_counted_labels_nan_within_jit_as_in_torch() -> None:
     ours, params = model("FlaxAlbertForMaskedLM", config())
     ids = np.full((1, 8), 7)
     assert ours(ids, params=params).loss is None
-    assert jnp.isnan(ours(ids, params=params, labels=np.full((1, 8), -100)).loss)
+    loss = jax.jit(lambda labels: ours(ids, params=params, labels=labels).loss)
+    assert jnp.isnan(loss(np.full((1, 8), -100)))
+
+
+ROWS = {"input_ids": [[5, 6, 7], [7, 6, 5]]}
+
+
+@pytest.mark.parametrize(
+    ("head", "changes", "labels", "sentence"),
+    [
+        ("SequenceClassification", {}, [0, 5], "labels holds 5; the classes are 0 to 1, and -100 where"),
+        ("SequenceClassification", {}, jnp.array([0, 5]), "labels holds 5; the classes are 0 to 1"),
+        ("SequenceClassification", {}, [-1, 0], "labels holds -1; the classes"),
+        (
+            "SequenceClassification",
+            {},
+            [0.0, 1.0],
+            r"shape \(2,\); multi label .* shape \(2, 2\): give these, or integers",
+        ),
+        ("SequenceClassification", {}, ["no", "yes"], "labels holds 'no'; give numbers: config.label2id"),
+        ("SequenceClassification", {}, [[0], [1]], r"labels has shape \(2, 1\); give integers of shape \(2,\)"),
+        ("SequenceClassification", {}, [0], r"labels has shape \(1,\); give integers of shape \(2,\)"),
+        ("SequenceClassification", {}, [-100, -100], "labels is -100 everywhere"),
+        ("SequenceClassification", {}, [[0.5, 2.0], [0, 1]], "labels holds 2.0; several classes at once are numbers"),
+        ("SequenceClassification", {}, [[0], [0, 1]], "labels has rows of different lengths"),
+        ("SequenceClassification", {"num_labels": 1}, [1.0, float("nan")], "labels holds nan; leave out rows"),
+        (
+            "SequenceClassification",
+            {"num_labels": 1},
+            [1.0],
+            r"regression with num_labels 1 has numbers of .* \(2, 1\)",
+        ),
+        (
+            *("SequenceClassification", {"problem_type": "single_label_classification"}, [0.0, 1.0]),
+            r"labels has dtype float64; give integers of shape \(2,\)",
+        ),
+        ("TokenClassification", {}, [[0, 1, -100], [0, 2, 1]], "labels holds 2; the classes are 0 to 1"),
+        ("TokenClassification", {}, [[0, 1], [0, 1]], r"labels has shape \(2, 2\); give integers of shape \(2, 3\)"),
+        ("MaskedLM", {}, [[0, 96, -100], [0, 2, 1]], "labels holds 96; the classes are 0 to 95"),
+        ("MaskedLM", {}, np.full((2, 3), -100), "labels is -100 everywhere"),
+        ("MultipleChoice", {}, [2], "labels holds 2; the classes are 0 to 1"),
+        ("QuestionAnswering", {}, {"start_positions": [0, -1], "end_positions": [1, 1]}, "start_positions holds -1"),
+        (
+            "QuestionAnswering",
+            {},
+            {"start_positions": [0, 1]},
+            "start_positions and end_positions make a loss together",
+        ),
+        (
+            "QuestionAnswering",
+            {},
+            {"start_positions": [0, 1], "end_positions": [1.0, 1]},
+            "end_positions has dtype float",
+        ),
+        (
+            "PreTraining",
+            {},
+            {"labels": [[1, 2, 3]] * 2, "sentence_order_label": [0, 2]},
+            "sentence_order_label holds 2",
+        ),
+    ],
+)
+def test_labels_that_have_no_loss_are_refused_with_a_sentence(
+    head: str, changes: dict[str, Any], labels: Any, sentence: str
+) -> None:
+    ours, params = model(f"FlaxAlbertFor{head}", config(**changes))
+    rows = ROWS if head != "MultipleChoice" else {"input_ids": [ROWS["input_ids"]]}
+    with pytest.raises(UserError, match=sentence):
+        ours(**rows, **(labels if isinstance(labels, dict) else {"labels": labels}), params=params)
+
+
+@pytest.mark.parametrize(
+    ("head", "changes", "labels"),
+    [
+        ("SequenceClassification", {"num_labels": 1}, [3, -2]),  # whole numbers are numbers
+        ("SequenceClassification", {"problem_type": "multi_label_classification"}, [[0, 1], [1, 1]]),
+        ("SequenceClassification", {}, jnp.array([[0, 1], [1, 0.5]], jnp.bfloat16)),
+        ("QuestionAnswering", {}, {"start_positions": [0, 3], "end_positions": [2, 99]}),  # the last ones do not count
+    ],
+)
+def test_labels_that_have_one_are_taken(head: str, changes: dict[str, Any], labels: Any) -> None:
+    ours, params = model(f"FlaxAlbertFor{head}", config(**changes))
+    found = ours(**ROWS, **(labels if isinstance(labels, dict) else {"labels": labels}), params=params)
+    assert jnp.isfinite(found.loss)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The losses that transformers' torch classes compute from labels, term for term."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -23,11 +25,21 @@ def mean_cross_entropy(logits: jax.Array, labels: jax.Array, ignored: int = IGNO
     return jnp.sum(jnp.where(real, losses, 0.0)) / jnp.sum(real)
 
 
-def classification_loss(logits: jax.Array, labels: jax.Array, config: AlbertConfig) -> jax.Array:
-    """Loss of the sequence classifier, chosen by `config.problem_type`.
+def classification_kind(dtype: Any, config: AlbertConfig) -> str:
+    """Which of `PROBLEM_TYPES` the sequence classifier's loss is, for labels of a dtype.
 
-    Where that is None, as in transformers: one label is regression, integer labels are one class of several, float
-    labels are several classes at once.
+    It is `config.problem_type`. Where that is None, as in transformers: one label is regression, integer labels are one
+    class of several, float labels are several classes at once.
+    """
+    if config.problem_type is not None:
+        return config.problem_type
+    whole = jnp.issubdtype(dtype, jnp.integer)
+    several = "single_label_classification" if whole else "multi_label_classification"
+    return "regression" if config.num_labels == 1 else several
+
+
+def classification_loss(logits: jax.Array, labels: jax.Array, config: AlbertConfig) -> jax.Array:
+    """Loss of the sequence classifier, see `classification_kind`.
 
     Args:
       logits: float32 [B, C].
@@ -37,11 +49,7 @@ def classification_loss(logits: jax.Array, labels: jax.Array, config: AlbertConf
     Returns:
       float32 scalar: mean squared error, cross-entropy, or mean binary cross-entropy.
     """
-    kind = config.problem_type
-    if kind is None:
-        whole = jnp.issubdtype(labels.dtype, jnp.integer)
-        several = "single_label_classification" if whole else "multi_label_classification"
-        kind = "regression" if config.num_labels == 1 else several
+    kind = classification_kind(labels.dtype, config)
     if kind == "single_label_classification":
         return mean_cross_entropy(logits, labels)
     labels = labels.astype(jnp.float32).reshape(logits.shape)

@@ -23,6 +23,7 @@ from albert_jax.convert.hub import HUB_OPTIONS, MODEL_FILES, locate
 from albert_jax.errors import UserError
 from albert_jax.model import modules
 from albert_jax.model.dropout import row_keys
+from albert_jax.model.labels import as_array, check_classes, check_classification
 from albert_jax.model.parameters import Parameters, parameter_shapes, parameters, with_parameters
 
 Array = jax.Array | np.ndarray
@@ -49,7 +50,8 @@ class FlaxAlbertPreTrainedModel:
     main_input_name = "input_ids"
     framework = "flax"
     module_class: ClassVar[Any] = None
-    _label_names: ClassVar[tuple[str, ...]] = ()
+    # Each argument's axes, and how many classes it tells apart: a number, a field of the config, or an axis.
+    _labels: ClassVar[dict[str, tuple[str, int | str | None]]] = {}
     _axes: ClassVar[tuple[str, ...]] = ("B", "S")
 
     def __init__(
@@ -182,13 +184,9 @@ class FlaxAlbertPreTrainedModel:
 
         Raises:
           UserError: where a row is longer than the position table, shapes differ, an id is outside its table (arrays of
-            JAX are not looked into, nor are labels), `train` comes without a key, or the class has no label of that
-            name.
+            JAX are not looked into), labels have another shape or dtype or are no classes (within `jax.jit` their
+            values are not known), `train` comes without a key, or the class has no label of that name.
         """
-        for name in labels:
-            if name not in self._label_names:
-                known = ", ".join(self._label_names) or "no labels"
-                raise UserError(f"{type(self).__name__} has no argument {name!r}; it takes {known}.")
         if train and dropout_rng is None:
             raise UserError("train=True needs dropout_rng=KEY, the key that dropout is drawn from.")
         inputs = self._checked(input_ids, attention_mask, token_type_ids, position_ids)
@@ -196,7 +194,7 @@ class FlaxAlbertPreTrainedModel:
         output = self._forward(
             self.params if params is None else params,
             inputs,
-            {name: jnp.asarray(value) for name, value in labels.items() if value is not None},
+            self._checked_labels(labels, inputs[0].shape),
             dropout_rng if train else None,
             **{name: getattr(self.config, name) if value is None else bool(value) for name, value in flags.items()},
         )
@@ -230,6 +228,27 @@ class FlaxAlbertPreTrainedModel:
                 _check_input(name, value, shape, rows)
             checked.append(None if value is None else jnp.broadcast_to(jnp.asarray(value, jnp.int32), shape))
         return tuple(checked)
+
+    def _checked_labels(self, labels: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, jax.Array]:
+        """Those that are given, as arrays; `shape` is that of input_ids."""
+        for name in labels:
+            if name not in self._labels:
+                known = ", ".join(self._labels) or "no labels"
+                raise UserError(f"{type(self).__name__} has no argument {name!r}; it takes {known}.")
+        given = {name: as_array(name, value) for name, value in labels.items() if value is not None}
+        if given and len(given) < len(self._labels):
+            raise UserError(f"{' and '.join(self._labels)} make a loss together; give both or none.")
+        sizes = dict(zip(self._axes, shape, strict=True))
+        for name, value in given.items():
+            self._check_label(name, value, sizes)
+        return {name: jnp.asarray(value) for name, value in given.items()}
+
+    def _check_label(self, name: str, value: Array, sizes: dict[str, int]) -> None:
+        """Refuses labels that are not what `_labels` says; `sizes` has those of input_ids' axes."""
+        axes, classes = self._labels[name]
+        if isinstance(classes, str):
+            classes = sizes[classes] if classes in sizes else int(getattr(self.config, classes))
+        check_classes(name, value, tuple(sizes[axis] for axis in axes), classes)
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -385,28 +404,31 @@ class FlaxAlbertForPreTraining(FlaxAlbertPreTrainedModel):
     """With both pretraining heads; returns `AlbertForPreTrainingOutput`."""
 
     module_class = modules.FlaxAlbertForPreTrainingModule
-    _label_names = ("labels", "sentence_order_label")
+    _labels: ClassVar = {"labels": ("BS", "vocab_size"), "sentence_order_label": ("B", 2)}
 
 
 class FlaxAlbertForMaskedLM(FlaxAlbertPreTrainedModel):
     """With the masked-LM head; returns `MaskedLMOutput`."""
 
     module_class = modules.FlaxAlbertForMaskedLMModule
-    _label_names = ("labels",)
+    _labels: ClassVar = {"labels": ("BS", "vocab_size")}
 
 
 class FlaxAlbertForSequenceClassification(FlaxAlbertPreTrainedModel):
     """With a classifier or regression on the pooled output; returns `SequenceClassifierOutput`."""
 
     module_class = modules.FlaxAlbertForSequenceClassificationModule
-    _label_names = ("labels",)
+    _labels: ClassVar = {"labels": ("B", "num_labels")}
+
+    def _check_label(self, name: str, value: Array, sizes: dict[str, int]) -> None:
+        check_classification(value, sizes["B"], self.config)
 
 
 class FlaxAlbertForMultipleChoice(FlaxAlbertPreTrainedModel):
     """With a score for each choice; returns `MultipleChoiceModelOutput`."""
 
     module_class = modules.FlaxAlbertForMultipleChoiceModule
-    _label_names = ("labels",)
+    _labels: ClassVar = {"labels": ("B", "C")}
     _axes = ("B", "C", "S")
 
 
@@ -414,11 +436,11 @@ class FlaxAlbertForTokenClassification(FlaxAlbertPreTrainedModel):
     """With a classifier on every slot; returns `TokenClassifierOutput`."""
 
     module_class = modules.FlaxAlbertForTokenClassificationModule
-    _label_names = ("labels",)
+    _labels: ClassVar = {"labels": ("BS", "num_labels")}
 
 
 class FlaxAlbertForQuestionAnswering(FlaxAlbertPreTrainedModel):
     """With a start and an end score for every slot; returns `QuestionAnsweringModelOutput`."""
 
     module_class = modules.FlaxAlbertForQuestionAnsweringModule
-    _label_names = ("start_positions", "end_positions")
+    _labels: ClassVar = {"start_positions": ("B", None), "end_positions": ("B", None)}
