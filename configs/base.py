@@ -14,7 +14,7 @@ What the four sizes share
 Variants, joined by commas: `v2` (the default), `v1` (dropout 0.1, save in xxlarge), v2's length, `10m` steps for base
 and `3m` for the others, which prints its cost, and `parity`, data as Google's pipeline makes it, one example a row and
 20 masks at most; its optimizer is that of the other variants. Any field can be overridden:
-`--config.batch.rows_per_device=8`. The fields and their meaning are in albert_jax/training/recipe.py.
+`--config.batch.rows_per_device=8`. The fields and their meaning are in docs/config_fields.md.
 
 Length: 125,000 steps, version 1's. Warm-up 3,125 steps to 0.00176, then linear decay to zero. LAMB, decay 0.01.
 Batch: 4,096 *examples* (sentence pairs), Google's number. Up to 8 examples share a row of 512 slots, so a step has

@@ -39,7 +39,7 @@ def load_recipe(name: str | None, settings: Sequence[str]) -> ml_collections.Con
         except (TypeError, ValueError, KeyError) as error:
             raise UserError(
                 f"--set {setting} does not fit the field, which is {operator.attrgetter(field)(config)!r} here; see "
-                "albert_jax/training/recipe.py"
+                "docs/config_fields.md"
             ) from error
     return config
 

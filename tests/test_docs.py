@@ -20,6 +20,9 @@ import numpy as np
 import pytest
 
 import albert_jax
+from albert_jax.training.compatibility import flat
+from albert_jax.training.recipe import RESUMABLE_FIELDS, pretraining
+from scripts import config_fields
 from tests import flax_differences
 from tests.architectures import model
 from tests.flax_differences import DIFFERENCES, SAME
@@ -27,7 +30,7 @@ from tests.pages import MIGRATION, MODEL, PAGES, TRAINED, blocks, has_transforme
 from tests.peers import transformers4
 
 ROOT = pathlib.Path(__file__).parents[1]
-COMMANDS = {"continued_training"}  # without Python; test_initialization.py tries its commands
+COMMANDS = {"continued_training", "config_fields"}  # without Python; the commands are tried in test_initialization.py
 Pages = Callable[[str], dict[str, Any]]
 
 needs_transformers = pytest.mark.skipif(
@@ -326,6 +329,16 @@ def test_transformers_5_has_the_faults_that_the_page_lists(place: pathlib.Path, 
     assert "." in theirs.all_special_tokens  # B
     assert "token_type_ids" not in theirs("a", "b")  # C
     assert len(transformers.AlbertTokenizer(vocab_file=str(tmp_path / "spiece.model"))) == 5  # D
+
+
+# --- fields ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_fields_is_what_the_code_says() -> None:
+    assert PAGES["config_fields"] == config_fields.page(), "run python scripts/config_fields.py"
+    fields = re.findall(r"^\| `([\w.]+)`( \*)? \| .* \| .+ \|$", PAGES["config_fields"], re.MULTILINE)
+    assert {name for name, _ in fields} == flat(pretraining(albert_jax.AlbertConfig()).to_dict()).keys()
+    assert {name for name, star in fields if star} == {*RESUMABLE_FIELDS}
 
 
 # --- links ------------------------------------------------------------------------------------------------------------

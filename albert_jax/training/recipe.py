@@ -60,8 +60,8 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.seed = 0  # keys everything random: initial weights, order, splits, swaps, masks, dropout
     c.steps = 125_000  # optimizer steps of the whole run; the learning rate reaches zero here
     c.init_from = ""  # start from these weights with a fresh optimizer: a workdir, a Hugging Face directory, Google's
-    c.init_positions = ""  # of more positions than init_from has: 'repeat' them, or 'interpolate' between them
-    c.init_vocabulary = ""  # 'by_piece': of another vocabulary than init_from's, shared pieces keep their embeddings
+    c.init_positions = ""  # for more positions than init_from has: 'repeat' them, or 'interpolate' between them
+    c.init_vocabulary = ""  # 'by_piece': pieces that are in init_from's vocabulary too keep their embeddings
     c.branch_from = ""  # go on from another run's whole state with other settings: WORKDIR, or WORKDIR@STEP
 
     c.data = ml_collections.ConfigDict()
@@ -96,9 +96,9 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.optimizer.learning_rate = 0.00176  # peak
     c.optimizer.warmup_steps = 3125  # linear, from zero
     c.optimizer.decay_power = 1.0  # polynomial decay from the peak to zero at `steps`
-    c.optimizer.b1 = 0.9
-    c.optimizer.b2 = 0.999
-    c.optimizer.eps = 1e-6
+    c.optimizer.b1 = 0.9  # decay of the mean of the gradients
+    c.optimizer.b2 = 0.999  # decay of the mean of their squares
+    c.optimizer.eps = 1e-6  # added to the root of that mean
     c.optimizer.weight_decay = 0.01  # not on biases and LayerNorm, which are not adapted by LAMB either
     c.optimizer.clip_norm = 1.0  # global norm of the whole batch's gradient
 
@@ -121,7 +121,7 @@ def pretraining(model: AlbertConfig) -> ml_collections.ConfigDict:
     c.checkpoint.keep_period = 0  # multiples of so many steps are kept for good, unless the guard has just left one out
 
     c.eval = ml_collections.ConfigDict()
-    c.eval.every = 5000  # steps between evaluations; the last step is evaluated too; 0: never, and no split is needed
+    c.eval.every = 5000  # steps between evaluations; the last step is evaluated too; 0: none, not even that one
     c.eval.rows = 0  # rows of validation that are evaluated, evenly spaced, each time the same; 0 takes all
 
     c.watchdog = ml_collections.ConfigDict()
