@@ -78,7 +78,7 @@ def read(source: pathlib.Path, args: argparse.Namespace, scratch: pathlib.Path) 
         config, checkpoint, tokenizer = _read_google(source, args, scratch)
         named = None
     architecture = args.architecture or (named[0] if named else _class_of(checkpoint.tensors))
-    if tokenizer is not None:
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         config.check_vocabulary(tokenizer.vocab_size, source)
     return Converted(config, _params_of(checkpoint, config, architecture), architecture, tokenizer)
 
@@ -248,6 +248,11 @@ def convert(args: argparse.Namespace) -> bool:
     print(f"{args.source} -> {args.out}: {model.architecture}")
     for file in sorted(args.out.iterdir()):
         print(f"  {file.name}  {file.stat().st_size:,} bytes")
+    if model.tokenizer is not None and (padding := model.config.vocab_size - model.tokenizer.vocab_size):
+        print(
+            f"note: the embedding has {padding} rows beyond the vocabulary's {model.tokenizer.vocab_size} pieces; they "
+            "are kept, and config.init_from leaves them out."
+        )
     if model.tokenizer is None:
         print(f"note: no vocabulary lies in {args.source}; put its spiece.model beside the weights.")
     for what, (difference, bound) in found.items():

@@ -201,7 +201,6 @@ def test_a_difference_is_printed_and_is_the_exit_status(
 @pytest.mark.parametrize(
     ("case", "sentence"),
     [
-        ("small vocabulary", "has 1500 pieces, but the model's embedding has 1600 rows"),
         ("large vocabulary", "has 1500 pieces, but the model's embedding has 1400 rows"),
         ("taken", "exists and is not an empty directory"),
         ("nothing", "there is no TensorFlow checkpoint"),
@@ -221,8 +220,7 @@ def test_a_bad_input_is_refused_with_a_sentence_and_leaves_nothing_behind(
         ours.save_pretrained(source, params)
         arguments = ["--to", "google"]
     elif case != "nothing":
-        rows = {"small vocabulary": 1600, "large vocabulary": 1400}.get(case, PIECES)
-        google(source, vocabulary, vocab_size=rows)
+        google(source, vocabulary, vocab_size=1400 if case == "large vocabulary" else PIECES)
     else:
         source.mkdir()
     if case == "taken":
@@ -238,6 +236,16 @@ def test_a_bad_input_is_refused_with_a_sentence_and_leaves_nothing_behind(
     assert status == 2 and err.startswith("error: ") and len(err.splitlines()) == 1
     assert re.search(sentence, err), err
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_table_that_is_padded_beyond_the_vocabulary_keeps_its_rows_which_are_counted(
+    vocabulary: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    google(tmp_path / "google", vocabulary, vocab_size=PIECES + 36)
+    status, out, _ = run(capsys, tmp_path / "google", tmp_path / "hub")
+    assert status == 0 and "note: the embedding has 36 rows beyond the vocabulary's 1500 pieces; they are kept" in out
+    found = albert_jax.FlaxAlbertForPreTraining.from_pretrained(tmp_path / "hub")
+    assert found.config.vocab_size == PIECES + 36
 
 
 def test_googles_rules_for_text_travel_with_the_vocabulary(

@@ -214,8 +214,8 @@ def load_parameters(workdir: str | os.PathLike[str], step: int | None = None) ->
             if is_remote(checkpoints) and refusal(e):
                 raise
             raise UserError(
-                f"checkpoint {folder.name} of {checkpoints} is damaged ({first_line(e)}); choose another of {steps} "
-                "with --step."
+                f"checkpoint {folder.name} of {checkpoints} is damaged ({first_line(e)}); export another of {steps} by "
+                "scripts/export.py --step=STEP; init_from takes the export."
             ) from e
 
 
