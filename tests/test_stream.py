@@ -563,7 +563,7 @@ def test_of_several_sources_the_config_weighs_those_of_training_only(
 
 
 def test_a_recipe_that_does_not_exist_is_named(topics: pathlib.Path) -> None:
-    with pytest.raises(UserError, match=r"data\.recipe must be 'clean' or 'google', not 'gogle'"):
+    with pytest.raises(UserError, match=r"data\.recipe must be 'clean', 'google' or 'baked', not 'gogle'"):
         open_data(config_of(topics, data__recipe="gogle"))
 
 

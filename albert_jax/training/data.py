@@ -152,6 +152,8 @@ def _open_stream(config: ml_collections.ConfigDict, store: TextStore, vocabulary
             next_sentence=config.data.sentence_order == "nsp",
             shuffle=training,
         )
+    if config.data.recipe != "clean":
+        raise UserError(f"data.recipe must be 'clean', 'google' or 'baked', not {config.data.recipe!r}.")
     return PretrainingStream(
         store,
         cached_plan(store, vocabulary.starts_word, settings),
