@@ -3,7 +3,7 @@
 
     python train.py --config=configs/base.py --workdir=runs/base --config.data.path=DATA
 
-Cost:   125,000 steps of 4,096 rows: 1.50e+20 FLOPs; chip-hours: 760 v4, 1,000 v5e, 450 v5p, 380 v6e
+Cost:   125,000 steps of 4,096 rows: 1.50e+20 FLOPs; chip-hours: 760 v4, 960 v5e, 430 v5p, 350 v6e
 Expect: version 1 at this length on Wikipedia and BookCorpus (paper, tables 2 and 5): MLM accuracy 54.0 and SOP accuracy
         86.5 on the paper's development text; SQuAD 1.1 89.3/82.3, SQuAD 2.0 80.0/77.1, MNLI 81.6, SST-2 90.3,
         RACE 64.0, average 80.1.

@@ -3,7 +3,7 @@
 
     python train.py --config=configs/xxlarge.py --workdir=runs/xxlarge --config.data.path=DATA
 
-Cost:   125,000 steps of 4,096 rows: 3.88e+21 FLOPs; chip-hours: 7,500 v4, 10,000 v5e, 4,800 v5p, 3,800 v6e
+Cost:   125,000 steps of 4,096 rows: 3.88e+21 FLOPs; chip-hours: 7,700 v4, 10,000 v5e, 4,800 v5p, 3,600 v6e
 Expect: version 1 at this length (paper, table 2): SQuAD 1.1 94.1/88.3, SQuAD 2.0 88.1/85.1, MNLI 88.0, SST-2 95.2,
         RACE 82.3, average 88.7.
         Google's released v2, 3 M steps: 94.6/89.1, 89.8/86.9, 90.6, 96.8, 86.8, average 90.9.
