@@ -2,12 +2,13 @@
 """Evaluation counts each example of a fixed set once, beside a baseline that is what it says."""
 
 import fractions
+import itertools
 import json
 import math
 import pathlib
 import shutil
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import ml_collections
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from albert_jax.data.store import TextStore
 from albert_jax.data.stream import IGNORED, Batch, Stream
 from albert_jax.errors import UserError
 from albert_jax.model import Parameters
@@ -88,9 +90,9 @@ class Setting:
         """Which rows, by exact fractions."""
         return [math.floor(number * fractions.Fraction(self.rows, rows)) for number in range(rows)]
 
-    def slowly(self, rows: int) -> dict[str, float]:
-        """What evaluating `rows` evenly spaced rows must give."""
-        chosen = self.chosen(rows)
+    def slowly(self, rows: int | list[int]) -> dict[str, float]:
+        """What evaluating so many evenly spaced rows, or these rows, must give."""
+        chosen = self.chosen(rows) if isinstance(rows, int) else rows
         total = {name: sum(self.each[row][name] for row in chosen) for name in self.each[0]}
         labels = np.concatenate([self.labels[row] for row in chosen])
         counts = np.asarray(self.data.unigrams)
@@ -202,6 +204,43 @@ class Counted:
         if start >= self._stream.rows // 3:
             self.second.set()
         return self._stream.fixed_rows(start, count)
+
+
+@pytest.mark.parametrize(("rows", "devices"), [(0, 1), (23, 8)])
+def test_each_source_has_figures_of_its_own_rows_beside_those_of_all(setting, rows, devices):
+    class Sources(Counted):
+        source_rows: ClassVar = {"de": 3, "en": setting.rows - 20, "fr": 17}
+
+    found = setting.evaluator(rows=rows, batch_rows=16, devices=devices, stream=Sources(setting.stream))(setting.params)
+    assert_equal_figures(found, setting.slowly(rows or setting.rows))
+    chosen = setting.chosen(rows or setting.rows)
+    for source, (begin, end) in {"de": (0, 3), "en": (3, setting.rows - 17), "fr": (setting.rows - 17, None)}.items():
+        of_it = [row for row in chosen if row in range(setting.rows)[begin:end]]
+        wanted = setting.slowly(of_it) if of_it else {}
+        wanted.pop("unigram_loss", None)
+        assert_equal_figures(found, {f"{name}/{source}": value for name, value in wanted.items()})
+        assert any(name.endswith(f"/{source}") for name in found) == bool(of_it)
+
+
+def test_a_run_on_two_sources_records_and_shows_both_and_names_a_third_that_has_no_validation(
+    data, tmp_path, caplog, capsys
+):
+    copy = pathlib.Path(shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("plans")))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for split, shares in (("train", [0.3, 0.6]), ("validation", [0.5])):
+        total, begins = manifest["splits"][split]["records"], TextStore(copy, split).document_records
+        bounds = [0, *(int(min(n for n in begins if n >= share * total)) for share in shares), total]
+        counts = {name: {"records": b - a} for name, (a, b) in zip("deb", itertools.pairwise(bounds), strict=False)}
+        manifest["splits"][split]["sources"] = counts
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert run(tiny(copy, **{"eval.every": 4, "steps": 4, "eval.rows": 0}), tmp_path / "w")
+    assert "nothing of b is held out for validation" in caplog.text
+    (figures,) = (record for record in records(tmp_path / "w") if record["kind"] == "eval")
+    words = [figures[f"eval_mlm_count{of}"] for of in ("", "/d", "/e")]
+    assert words[0] == words[1] + words[2] and min(words) > 0
+    losses = [figures[f"eval_mlm_loss{of}"] for of in ("", "/d", "/e")]
+    assert losses[0] * words[0] == pytest.approx(losses[1] * words[1] + losses[2] * words[2], rel=1e-6)
+    assert "\n  d: eval_mlm_loss" in capsys.readouterr().out
 
 
 def test_an_evaluation_goes_through_its_rows_once_the_baseline_included(setting):

@@ -297,6 +297,7 @@ class BakedStream:
         self._files = _open_files(paths, index_folder)
         self.vocab_size, self.seed = vocab_size, seed
         self.rows = sum(file.records for file in self._files)
+        self.source_rows = {"all": self.rows}  # which source a record is of, it does not say
         if not self.rows:
             raise UserError(f"the TFRecord files hold no record ({paths[0]} and {len(paths) - 1} more); give others.")
         # Blocks do not cross files, so the last one of each file may be shorter.

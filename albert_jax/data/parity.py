@@ -125,6 +125,7 @@ class GoogleStream:
         self._begins = [0, len(self._chunks(0).first)]  # the positions at which the passes begin, as far as known
         self._counting = threading.Lock()
         self.rows, self.examples_per_row = self._begins[1], 1.0
+        self.source_rows = {"all": self.rows}
         key = ["google", 1, dataclasses.asdict(settings), next_sentence]
         self.packing = self.digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
 

@@ -33,6 +33,7 @@ class Stream(Protocol):
       digest: of that, and of how often each row is used.
       fingerprint: of the text.
       unigrams: int64 [V], how often each id occurs in the text.
+      source_rows: name -> rows that `fixed_rows` has of each source, one source after the other.
     """
 
     @property
@@ -52,6 +53,9 @@ class Stream(Protocol):
 
     @property
     def unigrams(self) -> np.ndarray: ...
+
+    @property
+    def source_rows(self) -> Mapping[str, int]: ...
 
     def describe(self) -> str:
         """One line for the log."""
@@ -124,6 +128,7 @@ class PretrainingStream:
         weights = weights or dict.fromkeys(store.sources, Fraction(1))
         self.mixture = Mixture(plan.source_rows, weights, seed=seed, shuffle=shuffle)
         self.rows, self.examples_per_row = self.mixture.rows, plan.examples_per_row
+        self.source_rows = dict(zip(store.sources, np.diff(plan.source_rows).tolist(), strict=True))
         self.packing = plan.digest
         key = [plan.digest, [[name, str(weight)] for name, weight in weights.items()]]
         self.digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()

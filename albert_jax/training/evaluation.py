@@ -64,6 +64,8 @@ def wilson_interval(right: float, count: float, z: float = 1.959964) -> tuple[fl
 class Evaluator:
     """Evaluates parameters on the same masked rows each time; all processes of a run take part.
 
+    A batch holds rows of one source, so where there are several, each has its own figures beside those of all.
+
     Args:
       stream: of the validation split, unshuffled and with a seed that is no part of the config.
       rows: how many of its rows are evaluated, evenly spaced, as the order of rows is that of sources and of how full
@@ -90,7 +92,7 @@ class Evaluator:
     ):
         self._stream, self._step, self._ahead = stream, eval_step, ahead
         self._layout = Rows(mesh, split_rows(batch_rows, row_shards(mesh), batch_rows))
-        self._rows = min(rows, stream.rows) if rows else stream.rows
+        self._order, self._sources = self._batches(rows)
         self._unigrams = unigrams
         labels = jax.ShapeDtypeStruct((self._layout.split.held, mask_slots), jnp.int32, sharding=by_rows(mesh))
         self._count_targets = make_count_targets(mesh, len(unigrams)).lower(labels).compile()
@@ -104,56 +106,80 @@ class Evaluator:
             no, the evaluation ends and None is returned.
 
         Returns:
-          The results in process 0, which prints them; in others an empty dict.
+          The results in process 0, which prints them; in others an empty dict. Those of a source have its name behind
+          theirs, as in 'mlm_loss/wiki'.
         """
-        in_flight = collections.deque[tuple[Totals, jax.Array]]()
+        in_flight = collections.deque[tuple[str, tuple[Totals, jax.Array]]]()
         # Over a large split float32 could not count the targets, so batches are added in float64.
-        sums, targets = np.zeros(len(Totals._fields)), np.zeros(len(self._unigrams), np.int64)
+        sums = {name: np.zeros(len(Totals._fields)) for name in self._sources}
+        targets = np.zeros(len(self._unigrams), np.int64)
 
         def read(most: int) -> None:
             """Waits for batches until so many are left that the devices work on."""
-            nonlocal sums, targets
+            nonlocal targets
             while len(in_flight) > most:
-                totals, counted = jax.device_get(in_flight.popleft())
-                sums, targets = sums + np.array(totals, np.float64), targets + counted
+                source, figures = in_flight.popleft()
+                totals, counted = jax.device_get(figures)
+                sums[source], targets = sums[source] + np.array(totals, np.float64), targets + counted
 
-        starts = range(0, self._rows, self._layout.split.rows)
+        starts = range(0, len(self._order), self._layout.split.rows)
         with contextlib.closing(Loader(self._batch, starts, ahead=self._ahead)) as loader:
-            for _, local in loader:
+            for (_, local), source in zip(loader, self._sources, strict=True):
                 batch = self._layout.place(local)  # while the devices work on the ones before
                 read(BATCHES_IN_FLIGHT - 1)
                 if not proceed():
                     return None
-                in_flight.append((self._step(params, batch), self._count_targets(batch.mlm_labels)))
+                in_flight.append((source, (self._step(params, batch), self._count_targets(batch.mlm_labels))))
         read(0)
         if not first():
             return {}
-        return _results(dict(zip(Totals._fields, map(float, sums), strict=True)), unigram_loss(targets, self._unigrams))
+        results = _results(np.sum([*sums.values()], axis=0), unigram_loss(targets, self._unigrams))
+        if len(sums) > 1:
+            for source, values in sums.items():
+                results |= {f"{name}/{source}": value for name, value in _results(values).items()}
+        return results
+
+    def _batches(self, rows: int) -> tuple[np.ndarray, list[str]]:
+        """The rows of all batches, -1 for an empty one, and each batch's source."""
+        size, all_rows = self._layout.split.rows, self._stream.rows
+        chosen = np.arange(all_rows)
+        if rows and rows < all_rows:
+            chosen = np.arange(rows) * all_rows // rows
+        ends = np.cumsum(list(self._stream.source_rows.values()))
+        parts, sources = [], []
+        for name, part in zip(
+            self._stream.source_rows, np.split(chosen, np.searchsorted(chosen, ends[:-1])), strict=True
+        ):
+            parts.append(np.pad(part, (0, -len(part) % size), constant_values=-1))
+            sources += [name] * (len(parts[-1]) // size)
+        return np.concatenate(parts), sources
 
     def _batch(self, start: int) -> Batch:
         """This process's rows of a batch."""
         return made_rows(self._targets, self._layout, start, self._layout.split.rows)
 
     def _targets(self, start: int, count: int) -> Batch:
-        """The rows that are evaluated, then empty ones."""
-        if self._rows == self._stream.rows:
-            return self._stream.fixed_rows(start, count)
-        chosen = np.arange(start, min(start + count, self._rows)) * self._stream.rows // self._rows
-        if not len(chosen):
+        """The rows that are evaluated, those that follow each other made together, then empty ones."""
+        rows = self._order[start : start + count]
+        rows = rows[rows >= 0]
+        if not len(rows):
             return self._stream.fixed_rows(self._stream.rows, count)
-        made = [self._stream.fixed_rows(int(row), 1) for row in chosen]
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+        made = [self._stream.fixed_rows(int(run[0]), len(run)) for run in runs]
         return with_empty_rows(Batch(*map(np.concatenate, zip(*made, strict=True))), count)
 
 
-def _results(t: dict[str, float], unigram: float) -> Results:
+def _results(sums: np.ndarray, unigram: float | None = None) -> Results:
     """Counts, and means over what was counted; a mean over nothing is left out."""
+    t = dict(zip(Totals._fields, sums.tolist(), strict=True))
     results: Results = {"mlm_count": int(t["mlm_count"]), "sop_count": int(t["sop_count"])}
     if t["mlm_count"]:
         results |= {
             "mlm_loss": t["mlm_loss"] / t["mlm_count"],
-            "unigram_loss": unigram,
             "mlm_accuracy": t["mlm_correct"] / t["mlm_count"],
         }
+        if unigram is not None:
+            results["unigram_loss"] = unigram
     if t["sop_count"]:
         low, high = wilson_interval(t["sop_correct"], t["sop_count"])
         results |= {

@@ -228,6 +228,9 @@ class Run:
         if leg.data.evaluated is None:
             _log.info("eval.every is 0: nothing is evaluated, after the last step neither.")
             return None
+        without = leg.data.train.source_rows.keys() - leg.data.validation.source_rows.keys()
+        if without:
+            _log.warning("nothing of %s is held out for validation, so it has no figures.", ", ".join(sorted(without)))
         return Evaluator(
             leg.data.validation,
             rows=self.config.eval.rows,

@@ -151,7 +151,7 @@ class Telemetry:
 
         Args:
           step: optimizer steps done.
-          results: name -> value.
+          results: name -> value; those of a source, as in 'mlm_loss/wiki', have a line of their own on the screen.
           seconds: that the evaluation took. The screen shows them beside the share that all evaluations of this process
             have of its time so far.
         """
@@ -162,8 +162,14 @@ class Telemetry:
         self._evaluating += seconds
         share = self._evaluating / max(self._clock.passed(), seconds, 1e-9)
         self._write({"step": step, "kind": "eval", **values}, {"seconds": seconds, "share": share} | clock)
-        shown = "  ".join(f"{self._called(name)} {_short(value)}" for name, value in values.items())
-        print(f"step {step}: {shown}  ({duration(seconds)}, {share:.1%} of the time so far)", flush=True)
+        shown: dict[str, list[str]] = {}
+        for name, value in values.items():
+            name, _, source = name.partition("/")
+            shown.setdefault(source, []).append(f"{self._called(name)} {_short(value)}")
+        cost = f"({duration(seconds)}, {share:.1%} of the time so far)"
+        print(f"step {step}: {'  '.join(shown.pop(''))}  {cost}", flush=True)
+        for source, figures in shown.items():
+            print(f"  {source}: {'  '.join(figures)}", flush=True)
 
     def event(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Records something else that happened at `step`, as a line of its own kind; nothing is printed.
