@@ -51,12 +51,14 @@ class Converted:
       params: path -> array.
       architecture: name of transformers' class.
       tokenizer: of the vocabulary that lay beside it, or None.
+      word_pieces: name of a BERT vocabulary that lay there, which this project has no tokenizer for, or None.
     """
 
     config: AlbertConfig
     params: Flat
     architecture: str
     tokenizer: AlbertTokenizer | None
+    word_pieces: str | None
 
 
 # --- in ---------------------------------------------------------------------------------------------------------------
@@ -74,18 +76,19 @@ def read(source: pathlib.Path, args: argparse.Namespace, scratch: pathlib.Path) 
         named = config.hub_fields.get("architectures")
         beside = any((source / name).is_file() for name in ("spiece.model", "tokenizer.json"))
         tokenizer = AlbertTokenizer.from_pretrained(source) if beside else None
+        word_pieces = "vocab.txt" if (source / "vocab.txt").is_file() else None
     else:
-        config, checkpoint, tokenizer = _read_google(source, args, scratch)
+        config, checkpoint, tokenizer, word_pieces = _read_google(source, args, scratch)
         named = None
     architecture = args.architecture or (named[0] if named else _class_of(checkpoint.tensors))
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         config.check_vocabulary(tokenizer.vocab_size, source)
-    return Converted(config, _params_of(checkpoint, config, architecture), architecture, tokenizer)
+    return Converted(config, _params_of(checkpoint, config, architecture), architecture, tokenizer, word_pieces)
 
 
 def _read_google(
     source: pathlib.Path, args: argparse.Namespace, scratch: pathlib.Path
-) -> tuple[AlbertConfig, Checkpoint, AlbertTokenizer | None]:
+) -> tuple[AlbertConfig, Checkpoint, AlbertTokenizer | None, str | None]:
     found = load_google_checkpoint(source, args.config)
     if found.unused:
         print(f"note: no class has a place for {', '.join(found.unused)} of {source}; left out.")
@@ -94,7 +97,7 @@ def _read_google(
         file = pathlib.Path(tempfile.mkdtemp(dir=scratch)) / "spiece.model"
         file.write_bytes(found.vocabulary)
         tokenizer = AlbertTokenizer(file, cleaning=args.cleaning)
-    return found.config, Checkpoint(found.tensors, found.source, str), tokenizer
+    return found.config, Checkpoint(found.tensors, found.source, str), tokenizer, found.word_pieces
 
 
 def _class_of(tensors: Flat) -> str:
@@ -253,7 +256,12 @@ def convert(args: argparse.Namespace) -> bool:
             f"note: the embedding has {padding} rows beyond the vocabulary's {model.tokenizer.vocab_size} pieces; they "
             "are kept, and config.init_from leaves them out."
         )
-    if model.tokenizer is None:
+    if model.tokenizer is None and model.word_pieces is not None:
+        print(
+            f"note: {model.word_pieces} is a BERT vocabulary of word pieces, which no tokenizer of this project reads: "
+            f"copy it to {args.out / 'vocab.txt'} for transformers' BertTokenizer."
+        )
+    elif model.tokenizer is None:
         print(f"note: no vocabulary lies in {args.source}; put its spiece.model beside the weights.")
     for what, (difference, bound) in found.items():
         print(f"largest difference of {what}: {difference:.1e} ({'same' if difference <= bound else 'NOT THE SAME'})")

@@ -248,6 +248,29 @@ def test_a_table_that_is_padded_beyond_the_vocabulary_keeps_its_rows_which_are_c
     assert found.config.vocab_size == PIECES + 36
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_of_a_vocabulary_of_word_pieces_it_is_said_what_reads_it(
+    packed: bool, vocabulary: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    google(tmp_path / "zh", vocabulary)
+    (tmp_path / "zh" / "30k-clean.model").unlink()
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "的", "一"]
+    (tmp_path / "zh" / "vocab_chinese.txt").write_text("\n".join(pieces), encoding="utf-8")
+    source = tmp_path / "zh"
+    if packed:
+        source = tmp_path / "zh.tar.gz"
+        with tarfile.open(source, "w:gz") as tar:
+            tar.add(tmp_path / "zh", "zh")
+    status, out, _ = run(capsys, source, tmp_path / "hub")
+    assert status == 0 and "spiece.model" not in out
+    assert "note: vocab_chinese.txt is a BERT vocabulary of word pieces" in out
+    assert f"copy it to {tmp_path / 'hub' / 'vocab.txt'} for transformers' BertTokenizer." in out
+    shutil.copy(tmp_path / "zh" / "vocab_chinese.txt", tmp_path / "hub" / "vocab.txt")
+    theirs = transformers.BertTokenizer.from_pretrained(tmp_path / "hub")
+    assert theirs("一的").input_ids == [2, 6, 5, 3]
+
+
 def test_googles_rules_for_text_travel_with_the_vocabulary(
     vocabulary: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

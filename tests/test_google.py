@@ -419,6 +419,54 @@ def test_a_part_of_a_head_and_an_integer_parameter_are_refused(tmp_path: pathlib
     assert_same(found, ours({name: array.astype(np.float32) for name, array in half.items()}))
 
 
+def as_keras_names_them(arrays: Arrays, layers: int, groups: int) -> Arrays:
+    """A checkpoint as Google's code writes it under TensorFlow 2, where each layer makes layer norms of its own."""
+    named = {name: array for name, array in arrays.items() if "LayerNorm" not in name}
+    for leaf in ("beta", "gamma"):
+        named[f"bert/embeddings/layer_normalization/{leaf}"] = arrays[f"bert/embeddings/LayerNorm/{leaf}"]
+        last = f"cls/predictions/transform/layer_normalization_{2 * layers + 1}/{leaf}"
+        named[last] = arrays[f"cls/predictions/transform/LayerNorm/{leaf}"]
+        for layer in range(layers):
+            group = f"group_{layer * groups // layers}"
+            scope = f"bert/encoder/transformer/{group}{f'_{layer}' if layer else ''}/layer_{layer}/inner_group_0"
+            for number, name in ((2 * layer + 1, "LayerNorm"), (2 * layer + 2, "LayerNorm_1")):
+                value = arrays[f"bert/encoder/transformer/{group}/inner_group_0/{name}/{leaf}"]
+                named[f"{scope}/layer_normalization_{number}/{leaf}"] = value
+                named[f"{scope}/layer_normalization_{number}/{leaf}/adam_m"] = value
+    return named
+
+
+def test_layer_norms_that_keras_has_named_are_found_and_where_layers_differ_refused(tmp_path: pathlib.Path) -> None:
+    wanted = load_google_checkpoint(checkpoint(tmp_path)).tensors
+    bundle = TensorBundle(tmp_path / "model.ckpt-best")
+    layers = AlbertConfig(**SMALL).num_hidden_layers
+    named = as_keras_names_them({name: bundle.read(name) for name in bundle.names}, layers, 2)
+    write_tensor_bundle(tmp_path / "model.ckpt-best", named)
+    found = load_google_checkpoint(tmp_path)
+    assert_same(found.tensors, wanted)
+    assert found.unused == []
+    one = next(name for name in named if re.search(r"layer_1/.*layer_normalization_3/beta$", name))
+    write_tensor_bundle(tmp_path / "model.ckpt-best", named | {one: named[one] + 1})
+    with pytest.raises(UserError, match=r"layer norms of its own for each layer \(.*; it cannot be converted\.$"):
+        load_google_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("bert/encoder/layer_shared/attention_1/self/query/kernel", "is of brightmart's albert_zh"),
+        ("bert/encoder/layer_3/attention/self/query/kernel", "is a BERT, whose layers share nothing"),
+        ("model/layer_with_weights-0/embeddings/.ATTRIBUTES/VARIABLE_VALUE", "of TensorFlow 2's objects"),
+    ],
+)
+def test_checkpoints_of_other_programs_are_called_what_they_are(name: str, what: str, tmp_path: pathlib.Path) -> None:
+    checkpoint(tmp_path)
+    arrays = {name: np.zeros((2, 2), "f"), "bert/embeddings/word_embeddings": np.zeros((99, 24), "f")}
+    write_tensor_bundle(tmp_path / "model.ckpt-best", arrays)
+    with pytest.raises(UserError, match=f"{what}.*; it cannot be converted"):
+        load_google_checkpoint(tmp_path)
+
+
 def test_a_path_without_a_checkpoint_is_refused(tmp_path: pathlib.Path) -> None:
     directory = checkpoint(tmp_path / "a")
     for path, message in {

@@ -53,6 +53,22 @@ _STATE = (
     *("adam_m", "adam_v", "lamb_m", "lamb_v", "AdamWeightDecayOptimizer", "AdamWeightDecayOptimizer_1"),
     *("Adam", "Adam_1", "beta1_power", "beta2_power", "global_step"),
 )
+# What Keras calls layer norms: numbered through the model, or through those of a layer.
+_KERAS_LAYER_NORM = re.compile(
+    rf"(?:(?P<outside>bert/embeddings|cls/predictions/transform)|(?P<layer>{_GROUPS}group_\d+(_\d+)?/layer_\d+/inner_group_\d+))"
+    r"/layer_normalization(?:_(?P<number>\d+))?/(?P<leaf>beta|gamma)$"
+)
+# Names by which checkpoints of other programs are known, and what to say of them.
+_OTHERS = {
+    r"bert/encoder/layer_shared/": (
+        "is of brightmart's albert_zh, which adds positions after the embeddings have been widened to hidden_size, as "
+        "no other ALBERT does"
+    ),
+    r"bert/encoder/layer_\d+/": "is a BERT, whose layers share nothing",
+    r"(.*/)?\.ATTRIBUTES/|_CHECKPOINTABLE_OBJECT_GRAPH": (
+        "is a checkpoint of TensorFlow 2's objects, whose names are not those of the model's variables"
+    ),
+}
 
 
 class Variable(NamedTuple):
@@ -166,6 +182,7 @@ class GoogleCheckpoint(NamedTuple):
       unused: names of variables that are neither parameters of a model here nor an optimizer's state, sorted.
       source: the checkpoint that was read.
       vocabulary: the SentencePiece model that lay beside it, if any.
+      word_pieces: name of a BERT vocabulary that lay beside it, if any, as with Google's Chinese models.
     """
 
     config: AlbertConfig
@@ -173,6 +190,7 @@ class GoogleCheckpoint(NamedTuple):
     unused: list[str]
     source: str
     vocabulary: bytes | None
+    word_pieces: str | None
 
 
 def load_google_checkpoint(path: str | pathlib.Path, config_file: str | pathlib.Path | None = None) -> GoogleCheckpoint:
@@ -211,8 +229,8 @@ def _load(prefix: pathlib.Path, config_file: str | pathlib.Path | None) -> Googl
     # TF-Hub's names start with "module/".
     hub = "" if any(name.startswith("bert/") for name in bundle.names) else "module/"
     names = {name.removeprefix(hub): name for name in bundle.names}
-    if not any(name.startswith("bert/") for name in names):
-        raise UserError(f"{prefix} has no variables under bert/; only checkpoints of Google's ALBERT code can be read.")
+    _check_kind(names, prefix)
+    names = _keras_layer_norms(names, bundle, prefix)
     if "output_weights" in names:
         config = _with_labels(config, bundle, names["output_weights"])
     variables = _expected(names, config)
@@ -225,8 +243,47 @@ def _load(prefix: pathlib.Path, config_file: str | pathlib.Path | None) -> Googl
     }
     if f"{_MAPPING}/kernel" not in tensors:
         tensors |= _identity(config)
-    vocabulary = _read_vocabulary([near, near / "assets", above / "assets"])
-    return GoogleCheckpoint(config, tensors, unused, str(prefix), vocabulary)
+    places = [near, near / "assets", above / "assets"]
+    word_pieces = next((file.name for place in places for file in sorted(place.glob("vocab*.txt"))), None)
+    return GoogleCheckpoint(config, tensors, unused, str(prefix), _read_vocabulary(places), word_pieces)
+
+
+def _check_kind(names: Collection[str], prefix: pathlib.Path) -> None:
+    """Refuses by name what is known and is no ALBERT of Google's."""
+    for pattern, what in _OTHERS.items():
+        if any(re.match(pattern, name) for name in names):
+            raise UserError(f"{prefix} {what}; it cannot be converted, only checkpoints of Google's ALBERT code can.")
+    if not any(name.startswith("bert/") for name in names):
+        raise UserError(f"{prefix} has no variables under bert/; only checkpoints of Google's ALBERT code can be read.")
+
+
+def _keras_layer_norms(names: dict[str, str], bundle: TensorBundle, prefix: pathlib.Path) -> dict[str, str]:
+    """Google's names of layer norms that Keras has named: TensorFlow 2 made one for each layer where the code shares.
+
+    github.com/huggingface/transformers/issues/10774 has such names.
+    """
+    stored: dict[str, list[str]] = {}
+    of_layer: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for name in names:
+        if match := _KERAS_LAYER_NORM.match(name):
+            number, leaf = int(match["number"] or 0), match["leaf"]
+            if match["outside"]:
+                stored.setdefault(f"{match['outside']}/LayerNorm/{leaf}", []).append(name)
+            else:
+                of_layer.setdefault((match["layer"], leaf), []).append((number, name))
+    for (layer, leaf), found in of_layer.items():
+        group, inner = re.findall(r"group_\d+", layer)[0], layer.rsplit("/", 1)[-1]
+        for scope, (_, name) in zip(("LayerNorm", "LayerNorm_1"), sorted(found), strict=False):
+            stored.setdefault(f"{_GROUPS}{group}/{inner}/{scope}/{leaf}", []).append(name)
+    for ours, theirs in stored.items():
+        first, *others = (bundle.read(names[name]) for name in theirs)
+        if any(not np.array_equal(first, other) for other in others):
+            raise UserError(
+                f"{prefix} has layer norms of its own for each layer ({theirs[0]} differs from {theirs[1]}), which "
+                "ALBERT shares: it was trained under TensorFlow 2, whose Keras shares none; it cannot be converted."
+            )
+        names = {name: place for name, place in names.items() if name not in theirs} | {ours: names[theirs[0]]}
+    return names
 
 
 def _read_config(file: str | pathlib.Path | None, places: list[pathlib.Path], prefix: pathlib.Path) -> AlbertConfig:
@@ -364,7 +421,9 @@ def _unpack(archive: pathlib.Path, directory: pathlib.Path) -> pathlib.Path:
         with tarfile.open(archive) as tar:
             for member in tar:
                 name = pathlib.PurePosixPath(member.name).name
-                needed = name.endswith((".index", ".json", ".model")) or name == "checkpoint" or ".data-" in name
+                needed = (
+                    name.endswith((".index", ".json", ".model", ".txt")) or name == "checkpoint" or ".data-" in name
+                )
                 if member.isfile() and needed:
                     tar.extract(member, directory, filter="data")
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as e:
