@@ -89,6 +89,7 @@ def _source_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """How the sources were named; a data set keeps it, so that it can be repaired."""
     return {
         "specs": arguments.source,
+        "validation": getattr(arguments, "validation_source", []),
         "lines": arguments.lines,
         "field": arguments.field,
         "language": arguments.language,
@@ -96,21 +97,26 @@ def _source_options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _opened(options: dict[str, Any]) -> list[Source]:
+def _opened(options: dict[str, Any]) -> tuple[list[Source], list[Source]]:
+    """The sources, and those for validation."""
     splitter = SentenceSplitter(options["language"])
-    sources, said = open_sources(
-        options["specs"],
-        lines=options["lines"],
-        field=options["field"],
-        splitter=splitter,
-        tfds_data_dir=options["tfds_data_dir"],
-    )
-    in_paragraphs = [source for source in sources if source.lines == "paragraph"]
+    opened, said = [], list[str]()
+    for specs in (options["specs"], options["validation"]):
+        sources, about = open_sources(
+            specs,
+            lines=options["lines"],
+            field=options["field"],
+            splitter=splitter,
+            tfds_data_dir=options["tfds_data_dir"],
+        )
+        opened.append(sources)
+        said += about
+    in_paragraphs = [source for sources in opened for source in sources if source.lines == "paragraph"]
     for source in in_paragraphs:  # a script without sentence marks is refused now, not after hours of other passes
         for line in itertools.islice(_lines(source), 100):
             splitter.split(line)
     print(*said, *([splitter.describe()] if in_paragraphs else []), sep="\n", flush=True)
-    return sources
+    return opened[0], opened[1]
 
 
 def _lines(source: Source) -> Iterator[str]:
@@ -141,7 +147,7 @@ def _vocab(arguments: argparse.Namespace) -> int:
     bad = BadCount()
     log = ReadLog(arguments.on_bad_record, bad)
     report = train_vocabulary(
-        _sentences(_opened(_source_options(arguments)), SentenceSplitter(arguments.language), log),
+        _sentences(_opened(_source_options(arguments))[0], SentenceSplitter(arguments.language), log),
         out,
         size=arguments.size,
         cleaning=arguments.cleaning,
@@ -175,10 +181,16 @@ def _build(arguments: argparse.Namespace) -> int:
     tokenizer = _tokenizer(arguments)
     started = time.monotonic()
     named = _source_options(arguments)
-    sources = _opened(named)
+    if arguments.validation_source and arguments.validation_fraction is not None:
+        raise UserError(
+            f"--validation-fraction {arguments.validation_fraction} holds documents out of --source, and "
+            "--validation-source is there so that none are; leave one of the two away"
+        )
+    sources, validation = _opened(named)
     options = Options(
         language=arguments.language,
-        validation_fraction=arguments.validation_fraction,
+        validation_fraction=0.01 if arguments.validation_fraction is None else arguments.validation_fraction,
+        validation_overlap=arguments.validation_overlap,
         near_duplicates=arguments.drop_near_duplicates,
         on_bad_record=arguments.on_bad_record,
     )
@@ -187,6 +199,7 @@ def _build(arguments: argparse.Namespace) -> int:
         tokenizer,
         arguments.out,
         options,
+        validation=validation,
         weights=_weights(arguments.weight, sources),
         workers=arguments.workers,
         beam=[f"--runner={arguments.runner}", *arguments.beam] if arguments.runner else None,
@@ -269,7 +282,7 @@ def _tfrecords(arguments: argparse.Namespace) -> int:
 
     out = local_path(arguments.out)
     data = staged(arguments.data)
-    opened = open_data(with_data(load_recipe(arguments.config, arguments.set), data))
+    opened = open_data(with_data(load_recipe(arguments.config, arguments.set), data, arguments.split))
     tokenizer = AlbertTokenizer(data / "spiece.model")
     pieces = tokenizer.convert_ids_to_tokens(list(range(tokenizer.vocab_size)))
     stream = opened.train if arguments.split == "train" else opened.validation

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from albert_jax.tokenization import RULES
+from pretrain_data.holdout import MAX_SHARED
 from pretrain_data.sources.base import QUARANTINE, STOP
 from pretrain_data.workers import cores
 
@@ -123,7 +124,24 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         help="how often an epoch sees a source, by its name (2.5 or 0.5; 1 where not given); training can override it",
     )
     parser.add_argument(
-        "--validation-fraction", type=float, default=0.01, help="share of documents held out, chosen by content"
+        "--validation-fraction",
+        type=float,
+        help="share of documents held out, chosen by content: 0.01 if not given; 0 makes no validation split",
+    )
+    parser.add_argument(
+        "--validation-overlap",
+        type=float,
+        default=MAX_SHARED,
+        metavar="SHARE",
+        help="held-out documents of which more than this share of the runs of 8 words stands in training text go to "
+        "train; higher where documents share a form's wording",
+    )
+    parser.add_argument(
+        "--validation-source",
+        action="append",
+        default=[],
+        metavar="[NAME=]WHAT",
+        help="as --source: text that is validation as it is, so that nothing is held out of --source",
     )
     parser.add_argument(
         "--drop-near-duplicates", action="store_true", help="leave out documents that nearly repeat another one"

@@ -33,7 +33,7 @@ _KEPT: dict[str, tuple[str, np.dtype[Any]]] = {
 
 def collect(job: Job) -> Summary:
     """Adds up what `tokenize` counted in every part."""
-    summary = Summary(source_bytes=sum(source.size for source in job.sources))
+    summary = Summary(job.splits, source_bytes=sum(source.size for source in job.sources))
     for number, (source, _) in enumerate(job.parts):
         with job.workplace.opened(result("tokenize", number)) as folder:
             summary.add(job.sources[source].name, json.loads((folder / "counts.json").read_text()))
@@ -51,7 +51,7 @@ def assemble(job: Job, summary: Summary, weights: dict[str, float], folder: Path
     """
     (folder / "index").mkdir()
     (folder / "build").mkdir()
-    splits = {split: _join_split(job, split, summary, folder / "index") for split in shards.SPLITS}
+    splits = {split: _join_split(job, split, summary, folder / "index") for split in job.splits}
     (folder / "spiece.model").write_bytes(job.model)
     shards.write_metadata(
         folder,
@@ -141,11 +141,14 @@ def _manifest(
                 **splits[split],
                 "sources": {name: dict(counts) for name, counts in summary.sources[split].items()},
             }
-            for split in shards.SPLITS
+            for split in job.splits
         },
         "sources": [
             {"name": source.name, "weight": weights.get(source.name, 1.0), **source.manifest()}
-            for source in job.sources
+            for source in job.sources[: job.training_sources]
+        ],
+        "validation_sources": [
+            {"name": source.name, **source.manifest()} for source in job.sources[job.training_sources :]
         ],
         "near_duplicates_removed": job.near_duplicates,
         "dropped": dict(summary.dropped),

@@ -21,7 +21,7 @@ from albert_jax.remote import named_refusals
 from albert_jax.tokenization import AlbertTokenizer
 from pretrain_data.assembly import FORMAT, assemble, check_output, collect, place
 from pretrain_data.duplicates import find_duplicates
-from pretrain_data.holdout import HeldOut, choose, settle
+from pretrain_data.holdout import MAX_SHARED, SHINGLE_WORDS, HeldOut, choose, settle
 from pretrain_data.passes import Job, result
 from pretrain_data.sources.base import STOP, Source
 from pretrain_data.summary import Summary
@@ -35,13 +35,15 @@ class Options:
 
     Attributes:
         language: ISO 639 code, for sentences inside paragraphs.
-        validation_fraction: expected share of documents held out, in (0, 1).
+        validation_fraction: expected share of documents held out, in [0, 1); 0 holds none out.
+        validation_overlap: the share of its runs of words that a held-out document may have in common with training.
         near_duplicates: leave out documents that nearly repeat another one.
         on_bad_record: "stop" or "quarantine", see `pretrain_data.sources.base.ReadLog`.
     """
 
     language: str = "en"
     validation_fraction: float = 0.01
+    validation_overlap: float = MAX_SHARED
     near_duplicates: bool = False
     on_bad_record: str = STOP
 
@@ -52,6 +54,7 @@ def build(
     out: str,
     options: Options,
     *,
+    validation: Sequence[Source] = (),
     weights: dict[str, float] | None = None,
     workers: int | None = None,
     beam: Sequence[str] | None = None,
@@ -69,6 +72,7 @@ def build(
         tokenizer: decides the ids, the cleaning and the vocabulary file that is copied.
         out: a folder, or an address in an object store (``gs://...``); must not exist unless `overwrite` is given.
         options: see `Options`.
+        validation: sources that are all of validation; nothing is then held out of the others.
         weights: how often an epoch sees a source, by its name; 1 where none is given. Training can choose others.
         workers: processes; all cores by default.
         beam: Apache Beam's pipeline options, to run on Beam in place of processes.
@@ -78,15 +82,16 @@ def build(
     Raises:
         UserError: `out` exists; a source cannot be read; nothing is left for a split.
     """
-    if not 0 < options.validation_fraction < 1:
+    if not 0 <= options.validation_fraction < 1:
         raise UserError(
-            f"--validation-fraction {options.validation_fraction} must lie between 0 and 1, both excluded; "
-            "0.01 is usual"
+            f"--validation-fraction {options.validation_fraction} must be at least 0 and below 1; 0.01 is usual"
         )
+    if not 0 <= options.validation_overlap <= 1:
+        raise UserError(f"--validation-overlap {options.validation_overlap} must be from 0 to 1; {MAX_SHARED} is usual")
     out = out.rstrip("/") or out
     check_output(out, overwrite)
     started = time.monotonic()
-    job = make_job(sources, tokenizer, options, Workplace(out))
+    job = make_job(sources, validation, tokenizer, options, Workplace(out))
     with named_refusals(out), job.workplace.locked(), _kept_for_next_time(job.workplace):
         resumed = _claim(job, options)
         count = min(workers or cores(), len(job.parts))
@@ -109,16 +114,27 @@ def build(
     return summary
 
 
-def make_job(sources: Sequence[Source], tokenizer: AlbertTokenizer, options: Options, workplace: Workplace) -> Job:
-    """The job of building `sources` in `workplace`."""
-    parts = [(number, part) for number, source in enumerate(sources) for part in source.parts()]
+def make_job(
+    sources: Sequence[Source],
+    validation: Sequence[Source],
+    tokenizer: AlbertTokenizer,
+    options: Options,
+    workplace: Workplace,
+) -> Job:
+    """The job of building `sources`, and `validation` if that has its own, in `workplace`."""
+    # Sources of one name are one source of the data set, and in both splits these have the same order.
+    order = {source.name: number for number, source in enumerate(sources)}
+    every = [*sources, *sorted(validation, key=lambda source: order.get(source.name, len(order)))]
+    parts = [(number, part) for number, source in enumerate(every) for part in source.parts()]
     return Job(
-        sources=tuple(sources),
+        sources=tuple(every),
+        training_sources=len(sources),
         parts=tuple(parts),
         tokenizer=tokenizer,
         model=_model_of(tokenizer),
         language=options.language,
-        validation_fraction=options.validation_fraction,
+        validation_fraction=0.0 if validation else options.validation_fraction,
+        validation_overlap=options.validation_overlap,
         near_duplicates=options.near_duplicates,
         on_bad_record=options.on_bad_record,
         workplace=workplace,
@@ -144,6 +160,7 @@ def identity(job: Job, options: Options) -> dict[str, Any]:
         "vocabulary": hashlib.sha256(job.model).hexdigest(),
         "cleaning": [tokenizer.cleaning, tokenizer.do_lower_case, tokenizer.keep_accents, tokenizer.remove_space],
         "sources": [[source.name, source.lines] for source in job.sources],
+        "training_sources": job.training_sources,
         "parts": hashlib.sha256(repr(job.parts).encode()).hexdigest(),
     }
 
@@ -197,17 +214,19 @@ def _passes(job: Job, team: Workers) -> Summary:
         over_parts("scan")
         _join_scan(job)
     if "joined/held_out" not in finished:
-        over_parts("guard")
+        if len(job.chosen[0]):
+            over_parts("guard")
         _join_guard(job)
     over_parts("tokenize")
     summary = collect(job)
     with job.workplace.opened("joined/held_out") as folder:
-        summary.moved = json.loads((folder / "moved.json").read_text())
+        summary.guard = (folder / "guard.txt").read_text()
     if job.duplicates is not None:
         summary.duplicates = job.duplicates.describe()
     for split, counts in summary.splits.items():
         if not counts.records:
-            raise _empty_split(split, sum(counts.documents for counts in summary.splits.values()), summary.moved)
+            documents = sum(counts.documents for counts in summary.splits.values())
+            raise _empty_split(job, split, documents, summary.guard)
     return summary
 
 
@@ -230,8 +249,8 @@ def _join_scan(job: Job) -> None:
         assert job.duplicates is not None
         kept = ~job.duplicates.dropped(all_keys)
         all_keys, all_sizes = all_keys[kept], all_sizes[kept]
-    if not len(all_keys):
-        raise _empty_split("validation", documents, 0)  # now, not after hours of tokenizing
+    if not len(all_keys) and "validation" in job.splits:  # now, not after hours of tokenizing
+        raise _empty_split(job, "validation", documents, "no document's content was chosen")
     chosen = choose(all_keys, all_sizes)
 
     def parts() -> Any:
@@ -263,15 +282,39 @@ def _join_guard(job: Job) -> None:
         held_out = HeldOut(*(np.load(folder / f"{name}.npy") for name in ("keys", "offsets", "shingles")))
     size = len(held_out.vocabulary)
     bits = np.zeros((size + 7) // 8, np.uint8)
-    for number in range(len(job.parts)):
+    for number in range(len(job.parts)) if len(held_out.keys) else ():
         with job.workplace.opened(result("guard", number)) as folder:
             bits |= np.load(folder / "seen.npy")
-    keys, moved = settle(held_out, np.unpackbits(bits, count=size).astype(bool))
-    if not len(keys):
-        raise _empty_split("validation", len(held_out.keys), moved)
+    seen, most = np.unpackbits(bits, count=size).astype(bool), job.validation_overlap
+    keys = held_out.keys if job.has_validation_sources else settle(held_out, seen, most)
+    told = _told_of_guard(job, held_out.shared(seen), len(held_out.keys) - len(keys))
+    if len(held_out.keys) and not len(keys):
+        raise _empty_split(job, "validation", len(held_out.keys), told)
     with job.workplace.making("joined/held_out") as folder:
         np.save(folder / "keys.npy", keys)
-        (folder / "moved.json").write_text(json.dumps(moved))
+        (folder / "guard.txt").write_text(told)
+
+
+def _told_of_guard(job: Job, shared: np.ndarray, moved: int) -> str:
+    """One line: how much of validation stands in training text, and what became of it.
+
+    Args:
+        job: the build.
+        shared: share of each chosen document's runs of words that does.
+        moved: documents that went to training.
+    """
+    if not len(shared):
+        return "no validation split, as was asked"
+    most = job.validation_overlap
+    above = int(np.count_nonzero(shared > most))
+    told = (
+        f"validation documents with more than {most:.0%} of their runs of {SHINGLE_WORDS} words in training text: "
+        f"{above:,} of {len(shared):,}"
+    )
+    told += ", which stay" if job.has_validation_sources else f"; to train with them went {moved:,}"
+    if 2 * max(above, moved) > len(shared):
+        told += f"; half of all have {np.median(shared):.0%} or more there; --validation-overlap sets the share"
+    return told
 
 
 def _empty_corpus(job: Job, read: Sequence[dict[str, Any]]) -> UnusableCorpusError:
@@ -286,9 +329,15 @@ def _empty_corpus(job: Job, read: Sequence[dict[str, Any]]) -> UnusableCorpusErr
     )
 
 
-def _empty_split(split: str, documents: int, moved: int) -> UnusableCorpusError:
-    remedy = {"train": "a lower", "validation": "a higher"}[split]
-    return UnusableCorpusError(
-        f"nothing is left for {split} of {documents:,} documents (near-duplicates moved to train: {moved:,}); give "
-        f"more documents, separated by blank lines, or {remedy} --validation-fraction"
-    )
+def _empty_split(job: Job, split: str, documents: int, told: str) -> UnusableCorpusError:
+    """What can be done depends on where the split was to come from."""
+    if split == "train":
+        remedy = "give more documents or, where they are separated by blank lines, a lower --validation-fraction"
+    elif job.has_validation_sources:
+        remedy = "give a --validation-source with text"
+    else:
+        remedy = (
+            "give more documents, a higher --validation-fraction, a higher --validation-overlap where documents share "
+            "a form's wording, a --validation-source, or --validation-fraction 0 for a data set without validation"
+        )
+    return UnusableCorpusError(f"nothing is left for {split} of {documents:,} documents ({told}); {remedy}")

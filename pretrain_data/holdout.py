@@ -4,8 +4,9 @@
 A document is a candidate if a hash of its content is low, so that equal documents fall into the same split wherever
 they stand. Of the candidates those with the lowest hashes are held out, up to `MAX_VALIDATION_BYTES`: one percent of a
 terabyte would be more than anybody evaluates. Then all other documents are streamed past them: a held-out document of
-which more than a fifth of the word runs occur in training documents goes to training, and as that may give others away,
-this is repeated until nothing changes. No document is dropped.
+which more than a share of the word runs occur in training documents goes to training, and as that may give others away,
+this is repeated until nothing changes. No document is dropped. Where validation has sources of its own, their documents
+stay there, and those that would have gone are counted.
 
 Parts of the corpus are looked at by different processes, twice: `Candidates` collects what one part has to offer,
 `choose` joins these; `seen_in_training` looks at one part for what was chosen, `settle` joins those. The result
@@ -25,7 +26,7 @@ import numpy as np
 from pretrain_data.sources.base import Document
 
 SHINGLE_WORDS = 8
-# A held-out document of which more than this share of shingles occurs in training documents is a near-duplicate.
+# Unless another share is given, a held-out document of which more shingles occur in training is a near-duplicate.
 MAX_SHARED = 0.2
 MAX_VALIDATION_BYTES = 32 * 2**20
 # A word is a run of letters and digits; in scripts written without spaces each character is one: Thai and Lao, Burmese,
@@ -131,7 +132,7 @@ class Candidates:
     """The documents of a part that may be held out.
 
     Attributes:
-        fraction: expected share of documents, in (0, 1).
+        fraction: expected share of documents, in [0, 1].
         bounded: whether those are forgotten that `choose` would not take in any case.
         keys: `content_hash` of each.
         sizes: bytes of each.
@@ -165,7 +166,7 @@ class Candidates:
 
 
 def choose(keys: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The keys that are held out of all candidates: the lowest, until `MAX_VALIDATION_BYTES`, and one at least.
+    """The keys that are held out of all candidates: the lowest, until `MAX_VALIDATION_BYTES`, and one if there is any.
 
     Args:
         keys: uint64 [C], in any order; equal keys are equal documents.
@@ -209,6 +210,12 @@ class HeldOut:
         """uint64, the distinct shingles, sorted."""
         return np.unique(self.shingles)
 
+    def shared(self, seen: np.ndarray) -> np.ndarray:
+        """float64 [C]: which share of each document's shingles was seen, of `vocabulary`; 0 where it has none."""
+        places = np.searchsorted(self.vocabulary, self.shingles)
+        sums = np.append(0, np.cumsum(seen[places]))
+        return (sums[self.offsets[1:]] - sums[self.offsets[:-1]]) / np.maximum(np.diff(self.offsets), 1)
+
 
 def contains(keys: np.ndarray, key: int) -> bool:
     """Whether a sorted uint64 array has the key."""
@@ -244,28 +251,24 @@ def _table_place(runs: np.ndarray) -> np.ndarray:
     return np.asarray(runs >> np.uint64(64 - _TABLE_BITS))
 
 
-def settle(held_out: HeldOut, seen: np.ndarray) -> tuple[np.ndarray, int]:
-    """Which documents stay held out, and how many go to training because training text gives them away.
+def settle(held_out: HeldOut, seen: np.ndarray, most: float) -> np.ndarray:
+    """Which documents stay held out, as training text does not give them away.
 
     Args:
         held_out: the chosen documents.
         seen: bool, which of `HeldOut.vocabulary` occurs in training documents.
+        most: the share of a document's shingles that may.
 
     Returns:
-        uint64 keys, sorted, and the number of those that left.
+        uint64 keys, sorted.
     """
-    places = np.searchsorted(held_out.vocabulary, held_out.shingles)
-    seen = seen.copy()
+    vocabulary, seen = held_out.vocabulary, seen.copy()
     staying = np.ones(len(held_out.keys), bool)
-    spans = [slice(a, b) for a, b in zip(held_out.offsets[:-1], held_out.offsets[1:], strict=True)]
     while True:
-        leaking = [
-            i
-            for i in np.flatnonzero(staying)
-            if spans[i].stop > spans[i].start and seen[places[spans[i]]].mean() > MAX_SHARED
-        ]
-        for i in leaking:
-            staying[i] = False
-            seen[places[spans[i]]] = True
-        if not leaking:
-            return held_out.keys[staying], int(np.count_nonzero(~staying))
+        leaking = staying & (held_out.shared(seen) > most)
+        for i in np.flatnonzero(leaking):
+            own = held_out.shingles[held_out.offsets[i] : held_out.offsets[i + 1]]
+            seen[np.searchsorted(vocabulary, own)] = True
+        staying &= ~leaking
+        if not leaking.any():
+            return held_out.keys[staying]

@@ -45,26 +45,48 @@ class Job:
     """A build, as it is pickled to the processes that work on its parts.
 
     Attributes:
-        sources: the corpus.
+        sources: the corpus, those for validation alone at its end.
+        training_sources: how many of them are for training.
         parts: (number of the source, part), in corpus order.
         tokenizer: decides the ids and the cleaning.
         model: its spiece.model, which goes into the data set whatever becomes of the file meanwhile.
         language: of the sentences inside paragraphs.
-        validation_fraction: expected share of documents held out.
+        validation_fraction: expected share of documents held out, 0 where validation has sources or there is none.
+        validation_overlap: see `pretrain_data.builder.Options`.
         near_duplicates: whether documents that nearly repeat another one are left out.
         on_bad_record: see `ReadLog`.
         workplace: where the results go.
     """
 
     sources: tuple[Source, ...]
+    training_sources: int
     parts: tuple[tuple[int, Part], ...]
     tokenizer: AlbertTokenizer
     model: bytes
     language: str
     validation_fraction: float
+    validation_overlap: float
     near_duplicates: bool
     on_bad_record: str
     workplace: Workplace
+
+    @property
+    def has_validation_sources(self) -> bool:
+        """Whether validation has sources of its own, so that nothing is split off the others."""
+        return self.training_sources < len(self.sources)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that the data set has."""
+        return shards.SPLITS if self.has_validation_sources or self.validation_fraction else shards.SPLITS[:1]
+
+    def is_for_validation(self, number: int) -> bool:
+        """Whether a part is of a source for validation alone."""
+        return self.parts[number][0] >= self.training_sources
+
+    def validates(self, key: int, number: int, held_out: np.ndarray) -> bool:
+        """Whether a document of part `number` is in validation, where the keys `held_out` are split off."""
+        return self.is_for_validation(number) if self.has_validation_sources else contains(held_out, key)
 
     def documents(self, number: int, log: ReadLog) -> Iterator[Document]:
         """A part's documents in order."""
@@ -110,7 +132,8 @@ class Job:
 
 def scan(job: Job, number: int, folder: Path) -> None:
     """Pass 1; leaves candidates.npz, read.json and, to remove near-duplicates, signatures.npz."""
-    candidates = Candidates(job.validation_fraction, bounded=not job.near_duplicates)
+    fraction = 1.0 if job.is_for_validation(number) else job.validation_fraction
+    candidates = Candidates(fraction, bounded=not job.near_duplicates)
     shingler = Shingler()
     keys: list[np.ndarray] = []
     values: list[np.ndarray] = []
@@ -153,7 +176,7 @@ def guard(job: Job, number: int, folder: Path) -> None:
 
     def in_training(document: Document) -> bool:
         key = content_hash(document.lines)
-        return job.keeps(key, number, next(ordinals)) and not contains(keys, key)
+        return job.keeps(key, number, next(ordinals)) and not job.validates(key, number, keys)
 
     documents = job.documents(number, ReadLog(job.on_bad_record, BadCount()))
     seen = seen_in_training(vocabulary, documents, in_training)
@@ -174,7 +197,7 @@ def tokenize(job: Job, number: int, folder: Path) -> None:
     vocab_size = job.tokenizer.vocab_size
     splits = {
         split: _Split(shards.ShardWriter(folder / f"{split}.array_record", vocab_size), Counts())
-        for split in shards.SPLITS
+        for split in job.splits
     }
     encoder = Encoder(job.starts_word)
     dropped: Counter[str] = Counter()
@@ -186,7 +209,7 @@ def tokenize(job: Job, number: int, folder: Path) -> None:
             for document, key, sentences in batch:
                 own = lengths[first : first + len(sentences)]
                 end = begin + int(own.sum())
-                split = splits["validation" if contains(job.held_out, key) else "train"]
+                split = splits["validation" if job.validates(key, number, job.held_out) else "train"]
                 _write_document(document, sentences, tokens[begin:end], own, encoder, split, dropped)
                 first, begin = first + len(sentences), end
     finally:

@@ -72,12 +72,14 @@ def shards_of(data: Path) -> list[Shard]:
     return found
 
 
-def repair(data: Path, reopen: Callable[[dict[str, Any]], Sequence[Source]]) -> tuple[list[Path], int]:
+def repair(
+    data: Path, reopen: Callable[[dict[str, Any]], tuple[Sequence[Source], Sequence[Source]]]
+) -> tuple[list[Path], int]:
     """Reads every shard of a data set, and makes those that are damaged or missing again from the sources.
 
     Args:
         data: the data set's folder.
-        reopen: opens the sources again from what `build` kept of its command.
+        reopen: opens the sources, and those for validation, again from what `build` kept of its command.
 
     Returns:
         The shards that were made again, and how many there are in all.
@@ -109,7 +111,7 @@ def _replace(shard: Shard, folder: Path, vocab_size: int) -> None:
 
 
 @contextmanager
-def _job_of(data: Path, reopen: Callable[[dict[str, Any]], Sequence[Source]]) -> Iterator[Job]:
+def _job_of(data: Path, reopen: Callable[[dict[str, Any]], tuple[Sequence[Source], Sequence[Source]]]) -> Iterator[Job]:
     """The job that built a data set, in a workplace of its own."""
     try:
         was = json.loads((data / "build" / "identity.json").read_text(encoding="utf-8"))
@@ -125,7 +127,7 @@ def _job_of(data: Path, reopen: Callable[[dict[str, Any]], Sequence[Source]]) ->
         cleaning=cleaning,
     )
     options = Options(**was["options"])
-    job = make_job(reopen(command), tokenizer, options, Workplace(f"{data}.repair"))
+    job = make_job(*reopen(command), tokenizer, options, Workplace(f"{data}.repair"))
     now = json.loads(json.dumps(identity(job, options)))
     differing = [name for name in was if now[name] != was[name]]
     if differing:

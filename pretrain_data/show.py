@@ -34,17 +34,23 @@ _LEFT_TO_RIGHT, _RIGHT_TO_LEFT, _POP = "\u2066", "\u2067", "\u2069"
 _CONTROLS = dict.fromkeys([*range(32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
 
 
-def with_data(config: ml_collections.ConfigDict, data: str | pathlib.Path) -> ml_collections.ConfigDict:
+def with_data(
+    config: ml_collections.ConfigDict, data: str | pathlib.Path, split: str = "train"
+) -> ml_collections.ConfigDict:
     """A copy of a recipe that reads the data set `data`.
 
     The model's vocabulary becomes as large as the data set's, which changes no example: the recipe may well be the
-    default one.
+    default one. Where the data set has no validation, nothing is evaluated.
 
     Raises:
-      UserError: where `data` holds no data set.
+      UserError: where `data` holds no data set, or this one has no such split.
     """
-    copy = ml_collections.ConfigDict(config.to_dict())
-    copy.model.vocab_size = read_manifest(data)["vocabulary"]["size"]
+    copy, manifest = ml_collections.ConfigDict(config.to_dict()), read_manifest(data)
+    if split not in manifest["splits"]:
+        raise UserError(f"{data} was built without a {split} split; name another by --split.")
+    if "validation" not in manifest["splits"]:
+        copy.eval.every = 0
+    copy.model.vocab_size = manifest["vocabulary"]["size"]
     copy.data.path = str(data)
     return copy.lock()
 
@@ -75,7 +81,7 @@ def show(
         raise UserError(f"--rows {rows} must be at least 1.")
     if split not in ("train", "validation"):
         raise UserError(f"--split {split!r} must be train or validation.")
-    config = with_data(config, data)
+    config = with_data(config, data, split)
     opened = open_data(config)
     stream = opened.train if split == "train" else opened.validation
     start, size = _batch_of_step(config, opened, split, step, console)

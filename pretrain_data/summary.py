@@ -2,11 +2,11 @@
 """What a build did: counts by split, what was changed or left out, and the table that is printed at the end."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pretrain_data.records import Counts
-from pretrain_data.shards import SPLITS
 
 
 @dataclass
@@ -14,11 +14,12 @@ class Summary:
     """What a build did.
 
     Attributes:
+        split_names: which splits the data set has.
         seconds: wall time.
         source_bytes: bytes of the sources on disk.
         disk_bytes: bytes of the data set, all told.
         workers: who worked, such as "2 processes".
-        moved: validation documents that went to training as near-duplicates of training text.
+        guard: one line about validation text that training text repeats.
         duplicates: one line about near-duplicate removal, if it was asked for.
         dropped: what is in no split: "sentences" and "documents" without any token, "duplicates".
         log: what reading came upon, see `pretrain_data.sources.base.ReadLog`.
@@ -27,17 +28,23 @@ class Summary:
         sources: for each split and source: records, documents, sentences, tokens.
     """
 
+    split_names: Sequence[str]
     seconds: float = 0.0
     source_bytes: int = 0
     disk_bytes: int = 0
     workers: str = ""
-    moved: int = 0
+    guard: str = ""
     duplicates: str = ""
     dropped: Counter[str] = field(default_factory=Counter)
     log: Counter[str] = field(default_factory=Counter)
     quarantined: int = 0
-    splits: dict[str, Counts] = field(default_factory=lambda: {split: Counts() for split in SPLITS})
-    sources: dict[str, dict[str, Counter[str]]] = field(default_factory=lambda: {split: {} for split in SPLITS})
+    splits: dict[str, Counts] = field(init=False)
+    sources: dict[str, dict[str, Counter[str]]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begins to count from nothing."""
+        self.splits = {split: Counts() for split in self.split_names}
+        self.sources = {split: {} for split in self.split_names}
 
     def add(self, source: str, counts: dict[str, Any]) -> None:
         """Adds a part's counts.json."""
@@ -69,14 +76,14 @@ class Summary:
         rows.append(("bytes per token", *(f"{count.text_bytes / max(1, count.tokens):.3f}" for count in counts)))
         rows.append(("unknown tokens", *(f"{count.unknown_tokens / max(1, count.tokens):.4%}" for count in counts)))
         for source in self.sources["train"] if len(self.sources["train"]) > 1 else ():
-            rows.append((f"tokens of {source}", *(f"{self.sources[split][source]['tokens']:,}" for split in SPLITS)))
+            rows.append((f"tokens of {source}", *(f"{own[source]['tokens']:,}" for own in self.sources.values())))
         lines = [f"{row[0]:<38}" + "".join(f"{cell:>16}" for cell in row[1:]) for row in rows]
         return "\n".join([*lines, *self._whole()])
 
     def _whole(self) -> list[str]:
         tokens = sum(count.tokens for count in self.splits.values())
         lines = [
-            f"near-duplicates of training text moved from validation to train: {self.moved:,} documents",
+            self.guard,
             f"without any token, left out: {self.dropped['sentences']:,} sentences, "
             f"{self.dropped['documents']:,} whole documents",
         ]

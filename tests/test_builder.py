@@ -289,7 +289,7 @@ def test_a_job_can_be_sent_to_other_processes(corpus: Path, vocab: Path, tmp_pat
     from pretrain_data.python_docs import PythonDocs
 
     tokenizer = AlbertTokenizer.from_pretrained(vocab)
-    job = make_job([PythonDocs(packages=())], tokenizer, Options(), Workplace(str(tmp_path / "out")))
+    job = make_job([PythonDocs(packages=())], [], tokenizer, Options(), Workplace(str(tmp_path / "out")))
     assert job.splitter.split("One. Two.") == ["One.", "Two."]
     again = pickle.loads(pickle.dumps(job))
     assert again.parts == job.parts

@@ -877,7 +877,7 @@ def check_refused(reason: str, said: str, case: Case, reading: Reading | None, v
         return
     assert options.on_bad_record == "quarantine" or not reading.bad
     assert (reason == "empty corpus") == (not reading.documents)
-    if "left for validation" in said and "moved to train: 0" in said and not options.near_duplicates:
+    if "left for validation" in said and ("went 0" in said or "was chosen" in said) and not options.near_duplicates:
         below = options.validation_fraction * 2**64
         chosen = [lines for *_, lines in reading.documents if holdout.content_hash(lines) < below]
         assert not any(vocab.ids(line) for lines in chosen for line in lines)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -192,9 +193,79 @@ def test_no_validation_document_shares_more_than_a_fifth_of_its_word_runs_with_t
     seen = set().union(*(shingles(texts[i]) for i in train))
     shares = [len(shingles(texts[i]) & seen) / len(shingles(texts[i])) for i in validation]
     assert shares and max(shares) <= 0.2
-    moved = next(line for line in capsys.readouterr().out.split("\n") if line.startswith("near-duplicates"))
-    assert int(moved.split(": ")[1].split()[0]) > 5
+    told = next(line for line in capsys.readouterr().out.split("\n") if line.startswith("validation documents with"))
+    assert "more than 20% of their runs of 8 words in training text" in told
+    assert int(re.findall(r"to train with them went (\d+)", told)[0]) > 5
     assert train | validation == set(range(len(texts)))
+
+
+def forms(count: int) -> list[list[str]]:
+    """Notes whose last sentences are the form's own, about a third of their words."""
+    wording = ["this note was written on the form that the office gives out", "all fields have been read by two people"]
+    return [[*lines, ". ".join(wording).capitalize() + "."] for lines in documents(21, count, 3) if len(lines) == 3]
+
+
+@pytest.fixture(scope="module")
+def notes(folder: Path) -> Path:
+    return write(folder / "notes.txt", forms(300))
+
+
+def test_where_documents_share_a_forms_wording_each_advice_of_the_refusal_helps(
+    notes: Path, corpus: Path, vocab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ("--lines", "sentence")
+    assert build(notes, vocab, tmp_path / "no", *lines, "--validation-fraction", "0.3") == 2
+    refusal = capsys.readouterr().err
+    share = int(re.findall(r"half of all have (\d+)% or more there; --validation-overlap sets the share", refusal)[0])
+    assert 20 < share < 60
+    total = len(forms(300))
+    for name, options, splits in (
+        ("overlap", ["--validation-fraction", "0.3", "--validation-overlap", "0.6"], {"train", "validation"}),
+        ("source", ["--validation-source", str(corpus)], {"train", "validation"}),
+        ("none", ["--validation-fraction", "0"], {"train"}),
+    ):
+        advice = {"none": "--validation-fraction 0 for a data set without"}.get(name, f"--validation-{name}")
+        assert advice in refusal
+        assert build(notes, vocab, tmp_path / name, *lines, *options) == 0
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        assert set(manifest["splits"]) == splits
+        found = {split: len({name for name, _ in sentences_of(tmp_path / name, split)}) for split in splits}
+        assert found["train"] == total if name != "overlap" else sum(found.values()) == total
+    assert "no validation split, as was asked" in capsys.readouterr().out
+
+
+def test_validation_text_of_its_own_stays_whole_and_what_training_repeats_of_it_is_counted(
+    corpus: Path, vocab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = documents(33, 40)
+    repeated = [block.split("\n") for block in corpus.read_text().strip().split("\n\n")[:3]]
+    write(tmp_path / "own.txt", own + repeated)
+    options = ("--lines", "sentence", "--validation-source", f"corpus={tmp_path / 'own.txt'}")
+    assert build(corpus, vocab, tmp_path / "out", *options) == 0
+    assert "in training text: 3 of 43, which stay" in capsys.readouterr().out
+    for split, source in (("train", corpus), ("validation", tmp_path / "own.txt")):
+        assert list(dict.fromkeys(name for name, _ in sentences_of(tmp_path / "out", split))) == identifiers(source)
+    shard = next((tmp_path / "out").glob("*validation*"))
+    shard.write_bytes(shard.read_bytes()[:-50])
+    assert main(["repair", str(tmp_path / "out")]) == 0
+    assert list(dict.fromkeys(name for name, _ in sentences_of(tmp_path / "out", "validation"))) == identifiers(
+        tmp_path / "own.txt"
+    )
+    assert build(corpus, vocab, tmp_path / "two", *options, "--validation-fraction", "0.1") == 2
+    assert "leave one of the two away" in capsys.readouterr().err
+
+
+def test_one_document_alone_can_be_trained_on_without_validation(
+    vocab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = write(tmp_path / "one.txt", documents(5, 1))
+    assert build(one, vocab, tmp_path / "out", "--lines", "sentence") == 2
+    assert "--validation-fraction 0 for a data set without validation" in capsys.readouterr().err
+    assert build(one, vocab, tmp_path / "out", "--lines", "sentence", "--validation-fraction", "0") == 0
+    assert main(["show", str(tmp_path / "out"), "--rows", "1"]) == 0
+    capsys.readouterr()
+    assert main(["show", str(tmp_path / "out"), "--split", "validation"]) == 2
+    assert "was built without a validation split; name another by --split." in capsys.readouterr().err
 
 
 def test_text_in_other_scripts_builds_cased_with_its_accents_kept(tmp_path: Path) -> None:

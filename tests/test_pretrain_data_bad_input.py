@@ -151,7 +151,7 @@ def test_a_corpus_that_fills_only_one_split_is_refused(
     arguments = ["--source", tmp_path / "one.txt", "--vocab", vocab, "--out", tmp_path / "out"]
     assert "nothing is left for validation" in fails(capsys, "build", *arguments, "--validation-fraction", "0.0000001")
     assert "nothing is left for train" in fails(capsys, "build", *arguments, "--validation-fraction", "0.9999999")
-    for fraction in ("0", "1", "nan"):
+    for fraction in ("-0.1", "1", "nan"):
         assert "--validation-fraction" in fails(capsys, "build", *arguments, "--validation-fraction", fraction)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.txt"]
 
