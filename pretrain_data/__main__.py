@@ -91,6 +91,7 @@ def _source_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "specs": arguments.source,
         "validation": getattr(arguments, "validation_source", []),
         "lines": arguments.lines,
+        "documents": arguments.documents,
         "field": arguments.field,
         "language": arguments.language,
         "tfds_data_dir": arguments.tfds_data_dir,
@@ -107,6 +108,7 @@ def _opened(options: dict[str, Any]) -> tuple[list[Source], list[Source]]:
             lines=options["lines"],
             field=options["field"],
             splitter=splitter,
+            documents=options["documents"],
             tfds_data_dir=options["tfds_data_dir"],
         )
         opened.append(sources)

@@ -79,7 +79,7 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="[NAME=]WHAT",
-        help="a file or quoted glob, local or gs://, of text with a blank line between documents, JSON lines (.jsonl) "
+        help="a file or quoted glob, local or gs://, of text, JSON lines (.jsonl) "
         "or a MediaWiki dump (.xml), each also .gz, .xz, .zst or .bz2, or of Parquet (.parquet); KIND:FILES with KIND "
         "text, jsonl, parquet, mediawiki or wikiextractor where the name does not tell; tfds:NAME; python-docs, which "
         "is what this Python installation carries. May be given several times",
@@ -87,6 +87,12 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--field", default="text", help="the JSON field, Parquet column or TFDS feature with the text")
     parser.add_argument(
         "--lines", choices=("sentence", "paragraph", "detect"), default="detect", help="what a line of text is"
+    )
+    parser.add_argument(
+        "--documents",
+        choices=("blank", "line", "file", "detect"),
+        default="detect",
+        help="what ends a document of plain text besides the end of its file: a blank line, a line's end, or nothing",
     )
     parser.add_argument("--language", default="en", help="ISO 639 code, for sentence boundaries inside paragraphs")
     parser.add_argument("--tfds-data-dir", help="where TFDS keeps its data sets, if not in ~/tensorflow_datasets")

@@ -159,7 +159,7 @@ def identity(job: Job, options: Options) -> dict[str, Any]:
         "options": asdict(options),
         "vocabulary": hashlib.sha256(job.model).hexdigest(),
         "cleaning": [tokenizer.cleaning, tokenizer.do_lower_case, tokenizer.keep_accents, tokenizer.remove_space],
-        "sources": [[source.name, source.lines] for source in job.sources],
+        "sources": [[source.name, source.lines, getattr(source, "ends", "")] for source in job.sources],
         "training_sources": job.training_sources,
         "parts": hashlib.sha256(repr(job.parts).encode()).hexdigest(),
     }

@@ -599,6 +599,68 @@ def test_detect_tells_sentences_from_paragraphs_for_each_source_and_says_why(tmp
     assert said[0].startswith("lines: one sentence a line, because") and "--lines overrides" in said[0]
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_document_ends_with_a_blank_line_or_with_its_line_or_with_its_file(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["One.\r\nTwo.\n\n \nThree.\n", "\n\nFour.\nFive.\n\nSix."]
+    for number, text in enumerate(texts):
+        raw = text.encode()
+        (tmp_path / f"{number}.txt{suffix}").write_bytes(gzip.compress(raw) if suffix else raw)
+    wanted = {
+        "blank": [["One.", "Two."], ["Three."], ["Four.", "Five."], ["Six."]],
+        "line": [["One."], ["Two."], ["Three."], ["Four."], ["Five."], ["Six."]],
+        "file": [["One.", "Two.", "Three."], ["Four.", "Five.", "Six."]],
+    }
+    for size in (1, 3, 5, 7, 1000):
+        monkeypatch.setattr(files, "PART_BYTES", size)
+        monkeypatch.setattr(files, "COMPRESSED_PART_BYTES", size)
+        for ends, expected in wanted.items():
+            (source,), _ = open_sources(
+                [str(tmp_path / f"*.txt{suffix}")], lines="sentence", field="", splitter=Splitter(), documents=ends
+            )
+            found = everything(source)
+            assert sorted(document.lines for document in found) == sorted(expected)
+            assert len({document.id for document in found}) == len(expected)
+            assert source.manifest()["documents"] == ends
+
+
+def detected(tmp_path: Path, text: str, **options: str) -> tuple[str, str]:
+    """What ends a document of a file with this text, and what is said of it."""
+    (tmp_path / "a.txt").write_text(text)
+    arguments = {"lines": "detect", "field": "text", "documents": "detect"} | options
+    (source,), said = open_sources([str(tmp_path / "a.txt")], splitter=Splitter(), **arguments)
+    return str(source.manifest()["documents"]), next((one for one in said if one.startswith("documents")), "")
+
+
+def test_what_ends_a_document_is_told_from_the_text_with_its_figures(tmp_path: Path) -> None:
+    paragraph = "The river is wide. The harbor is near. It rains."
+    ends, said = detected(tmp_path, f"{paragraph}\n{paragraph}\n\n" * 300)
+    assert ends == "blank" and "6.0 sentences each in 600 sample lines (--documents overrides)" in said
+    ends, said = detected(tmp_path, f"{paragraph}\n" * 300)
+    assert ends == "line" and "300 sample lines hold no blank line and are paragraphs" in said
+    ends, said = detected(tmp_path, "It rains.\n\n" * 300)
+    assert ends == "blank" and "1.0 sentences each in 300 sample lines; if these are paragraphs of longer" in said
+    assert "give --documents file" in said
+    assert detected(tmp_path, "It rains.\n" * 300)[0] == "blank"  # a short text
+    assert detected(tmp_path, "It rains.\n" * 300, documents="file") == ("file", "")
+
+
+def test_a_long_file_of_sentences_without_blank_lines_is_asked_about_and_each_advice_helps(tmp_path: Path) -> None:
+    text = "It rains.\n" * 3000
+    with pytest.raises(UserError, match=r"3,000 sample lines have none, and a file has about 3,000 lines"):
+        detected(tmp_path, text)
+    for ends in ("file", "line"):
+        assert detected(tmp_path, text, documents=ends)[0] == ends
+    assert detected(tmp_path, ("It rains.\n" * 10 + "\n") * 300)[0] == "blank"
+
+
+def test_what_ends_a_document_is_asked_of_plain_text_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "It rains."}) + "\n")
+    with pytest.raises(UserError, match=r"--documents line is for plain text, and no --source is; leave it away"):
+        open_sources([str(tmp_path / "a.jsonl")], lines="detect", field="text", splitter=Splitter(), documents="line")
+
+
 def test_samples_come_from_all_over_a_large_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The first file is a glossary of short lines; most of the corpus is paragraphs.
     (tmp_path / "0.txt").write_text("Word.\n\n" * 5000)

@@ -7,36 +7,25 @@ WHAT is the word ``python-docs``; a path or a glob, whose suffix tells the forma
 reports, by default what its path suggests.
 """
 
-import contextlib
 import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from albert_jax.errors import UserError
 from albert_jax.remote import is_remote
-from pretrain_data.sources.base import QUARANTINE, BadCount, BadRecord, Part, ReadLog, Source, listing
+from pretrain_data.sources.base import Source, listing
+from pretrain_data.sources.detection import Splitter, detect_documents, detect_lines
 from pretrain_data.sources.files import FileSource, expand
 from pretrain_data.sources.formats import KINDS, kind_of_files
+from pretrain_data.sources.text import TextFiles
 
 PYTHON_DOCS = "python-docs"
 # Kinds whose lines may be sentences or paragraphs; the others have a layout of their own.
 _EITHER = ("text", "jsonl", "parquet", "tfds")
-# Lines looked at to tell whether a line is a sentence or a paragraph, and places of the source that they come from.
-_DETECT_LINES = 4000
-_DETECT_PLACES = 80
-_DETECT_SHARE = 0.25
-
-
-class Splitter(Protocol):
-    """Splits a paragraph into sentences."""
-
-    def split(self, paragraph: str) -> list[str]:
-        """The sentences, in order."""
 
 
 class _Spec(NamedTuple):
@@ -53,6 +42,7 @@ def open_sources(
     lines: str,
     field: str,
     splitter: Splitter,
+    documents: str = "blank",
     tfds_data_dir: str | os.PathLike[str] | None = None,
 ) -> tuple[list[Source], list[str]]:
     """Opens sources.
@@ -62,13 +52,15 @@ def open_sources(
         lines: "sentence", "paragraph" or "detect", for sources whose lines may be either.
         field: the field, column or feature of the text in JSON, Parquet and TFDS.
         splitter: counts the sentences of sample lines for "detect".
+        documents: "blank", "line", "file" or "detect": what ends a document of plain text, see `TextFiles`.
         tfds_data_dir: where TFDS prepares data sets, if not where it does by default.
 
     Returns:
         The sources, and sentences for the person at the terminal: what was detected and what each source is.
 
     Raises:
-        UserError: a source is not there, is named twice or cannot be read; two have the same name.
+        UserError: a source is not there, is named twice or cannot be read; two have the same name; it does not show
+            what ends a document.
     """
     if len(set(specs)) < len(specs):
         raise UserError(f"--source {max(specs, key=list(specs).count)!r} is given twice; name each source once")
@@ -86,52 +78,14 @@ def open_sources(
         if spec.kind in _EITHER and lines == "detect":
             source.lines, why = detect_lines(source, splitter)
             said.append(f"lines{f' of {source.name}' if len(sources) > 1 else ''}: {why}")
+        if isinstance(source, TextFiles):
+            source.ends = documents
+            if documents == "detect":
+                source.ends, why = detect_documents(source, splitter)
+                said.append(f"documents{f' of {source.name}' if len(sources) > 1 else ''}: {why}")
+    if documents in ("line", "file") and not any(isinstance(source, TextFiles) for source in sources):
+        raise UserError(f"--documents {documents} is for plain text, and no --source is; leave it away")
     return sources, said + [source.describe() for source in sources]
-
-
-def detect_lines(source: Source, splitter: Splitter) -> tuple[str, str]:
-    """Decides from sample lines whether a line is a sentence or a paragraph.
-
-    Returns:
-        ("sentence" | "paragraph", a sentence that says what was decided and why).
-    """
-    sample = list(_sample_lines(source))
-    several = sum(1 for line in sample if len(splitter.split(line)) > 1)
-    share = several / max(1, len(sample))
-    decided = "paragraph" if share > _DETECT_SHARE else "sentence"
-    return decided, (
-        f"one {decided} a line, because {share:.0%} of {len(sample):,} sample lines hold more than one sentence "
-        f"(above {_DETECT_SHARE:.0%} means paragraphs; --lines overrides)"
-    )
-
-
-def _sample_lines(source: Source) -> Iterator[str]:
-    """Lines from places all over the source."""
-    spans = [span for part in source.parts() for span in part.spans if not span.offset]
-    places = spans[:: -(-len(spans) // _DETECT_PLACES) or 1]
-    each = max(50, _DETECT_LINES // max(1, len(places)))
-    for span in places:
-        # Bad records are the build's concern, which stops at them or sets them aside.
-        documents = source.read(Part((span,)), ReadLog(QUARANTINE, _FewBad(each)))
-        with contextlib.suppress(_TooManyBadError):
-            yield from islice((line for document in documents for line in document.lines), each)
-
-
-class _TooManyBadError(Exception):
-    """There is little else in a place than bad records, so no more is read of it."""
-
-
-class _FewBad(BadCount):
-    """Ends the reading at so many bad records."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self._most = most
-
-    def append(self, record: BadRecord, /) -> None:
-        super().append(record)
-        if len(self) >= self._most:
-            raise _TooManyBadError
 
 
 def _parsed(spec: str) -> _Spec:
@@ -187,8 +141,6 @@ def _plain(words: str) -> str:
 def _opened(spec: _Spec, name: str, lines: str, field: str, tfds_data_dir: str | os.PathLike[str] | None) -> Source:
     # The formats' packages are imported where they are used: some of them take seconds.
     if spec.kind == "text":
-        from pretrain_data.sources.text import TextFiles
-
         return TextFiles(spec.what, lines, name)
     if spec.kind == "jsonl":
         from pretrain_data.sources.json_lines import JsonLines

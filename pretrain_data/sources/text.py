@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain text: a blank line, or the end of a file, ends a document."""
+"""Plain text: a blank line, a line's end or only the end of a file ends a document."""
 
+import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from pretrain_data.sources.base import Document, ReadLog, Span, bounded, decoded, flaw
-from pretrain_data.sources.files import FileSource, is_blank, lines
+from pretrain_data.sources.files import File, FileSource, is_blank, lines
 
 # Lines are decoded together, which is quicker, in runs of about as much.
 _RUN_BYTES = 2**16
@@ -17,13 +18,28 @@ class TextFiles(FileSource):
     A document's id is ``<file name>:<byte offset of its first line>``, counted in what an archive is decompressed to.
     A line of white space is blank, and a byte-order mark at the beginning of a file is taken off. A span holds the
     documents whose last blank line before them begins in it, and reads beyond its end to finish the last of them.
+
+    Attributes:
+        ends: what ends a document, besides the end of its file: "blank", a blank line; "line", the end of its line,
+            which is all of it; "file", nothing.
     """
 
     kind = "text"
+    ends = "blank"
+
+    def spans(self, file: File) -> list[Span]:
+        """How a file is divided: not, where it is one document."""
+        if self.ends != "file":
+            return super().spans(file)
+        return [Span(file.path, 0, sys.maxsize, file.size, file.state)] if file.size else []
+
+    def manifest(self) -> dict[str, object]:
+        """What the data set's manifest keeps of this source."""
+        return super().manifest() | {"documents": self.ends}
 
     def documents(self, stream: BinaryIO, span: Span, log: ReadLog) -> Iterator[Document]:
         """Yields the documents of a span; see `FileSource.documents`."""
-        label, found = self.label(span.path), _Lines(stream, span)
+        label, found = self.label(span.path), _Lines(stream, span, self.ends)
         ordinal = -1
         while (offset := found.next_document()) is not None:
             ordinal += 1
@@ -41,8 +57,8 @@ class _Lines:
         cut_lines: of the document that was read last.
     """
 
-    def __init__(self, stream: BinaryIO, span: Span) -> None:
-        self._span = span
+    def __init__(self, stream: BinaryIO, span: Span, ends: str) -> None:
+        self._span, self._ends = span, ends
         self._counts = ReadLog()
         self._cut_before = 0  # lines that were cut before the document
         # From one byte earlier: it may end a line, and then the span begins with a line of its own.
@@ -65,6 +81,8 @@ class _Lines:
         for offset, raw in self._lines:
             self._number += 1
             blank = is_blank(raw)
+            if self._ends == "line" and offset >= self._span.begin:
+                self._blank = offset  # where the line before ended
             if not blank and self._blank is not None and self._blank < self._span.end:
                 self._first = offset, raw
                 return offset
@@ -98,7 +116,10 @@ class _Lines:
         """Yields the document's lines and their offsets in runs; `_number` is that of a run's last."""
         run = [self._first]
         size = len(self._first[1])
-        for offset, raw in self._lines:
+        for offset, raw in self._lines if self._ends != "line" else ():
+            if is_blank(raw) and self._ends == "file":
+                self._number += 1
+                continue
             if is_blank(raw):
                 yield run
                 self._blank = offset
