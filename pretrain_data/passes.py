@@ -312,6 +312,7 @@ def _write_document(
         counts.sentences += len(record.lengths)
     counts.tokens += len(tokens)
     counts.unknown_tokens += int(np.count_nonzero(tokens == UNK))
+    counts.word_starts += int(np.count_nonzero(encoder.starts_word[tokens]))
     counts.single_sentence_documents += counts.sentences == before + 1
 
 

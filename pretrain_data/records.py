@@ -19,6 +19,7 @@ class Counts:
     sentences: int = 0
     tokens: int = 0
     unknown_tokens: int = 0
+    word_starts: int = 0
     text_bytes: int = 0
     records: int = 0
     split_sentences: int = 0

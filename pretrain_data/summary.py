@@ -2,11 +2,13 @@
 """What a build did: counts by split, what was changed or left out, and the table that is printed at the end."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pretrain_data.records import Counts
+
+LEAST_WORD_STARTS = 1 / 6  # share of tokens; text with spaces has 0.4 and more
 
 
 @dataclass
@@ -74,11 +76,27 @@ class Summary:
         ):
             rows.append((label, *(f"{getattr(count, name):,}" for count in counts)))
         rows.append(("bytes per token", *(f"{count.text_bytes / max(1, count.tokens):.3f}" for count in counts)))
+        rows.append(("tokens that begin a word", *(f"{c.word_starts / max(1, c.tokens):.1%}" for c in counts)))
         rows.append(("unknown tokens", *(f"{count.unknown_tokens / max(1, count.tokens):.4%}" for count in counts)))
         for source in self.sources["train"] if len(self.sources["train"]) > 1 else ():
             rows.append((f"tokens of {source}", *(f"{own[source]['tokens']:,}" for own in self.sources.values())))
         lines = [f"{row[0]:<38}" + "".join(f"{cell:>16}" for cell in row[1:]) for row in rows]
-        return "\n".join([*lines, *self._whole()])
+        return "\n".join([*lines, *self._whole(), *self._warnings()])
+
+    def _warnings(self) -> Iterator[str]:
+        """What the text makes of a default, or of sentence order, with the option that helps."""
+        train = self.splits["train"]
+        if train.word_starts < LEAST_WORD_STARTS * train.tokens:
+            yield (
+                "warning: few tokens begin a word, as in text without spaces, where whole words are phrases and masked "
+                "whole or never: train with --config.masking.whole_word=False"
+            )
+        if train.single_sentence_documents > 0.9 * train.documents:
+            yield (
+                f"warning: {train.single_sentence_documents / train.documents:.0%} of the training documents have one "
+                "sentence, so that no sentence order can be learnt: build with --documents file if a file is one text, "
+                "or train with --config.data.sentence_order=none"
+            )
 
     def _whole(self) -> list[str]:
         tokens = sum(count.tokens for count in self.splits.values())

@@ -2,6 +2,7 @@
 """The data set that `python -m pretrain_data build` writes, compared with SentencePiece and the text itself."""
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -11,17 +12,22 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 import pytest
 import sentencepiece
 
+from albert_jax.config import AlbertConfig
 from albert_jax.data.masking import MaskRule
 from albert_jax.data.plan import PlanSettings, make_plan
 from albert_jax.data.store import TextStore
 from albert_jax.data.stream import PretrainingStream
 from albert_jax.data.vocabulary import Vocabulary
 from albert_jax.tokenization.vocabulary import parse_vocabulary
+from albert_jax.training.data import open_data
+from albert_jax.training.recipe import pretraining
 from pretrain_data.__main__ import main
+from pretrain_data.show import with_data
 from tests.corpora import (
     NOUNS,
     build,
@@ -344,3 +350,83 @@ def test_a_vocabulary_of_more_than_65536_pieces_is_built_and_streamed_whole(
     stream = PretrainingStream(store, make_plan(store, vocabulary.starts_word, settings), settings, rule, seed=0)
     batch = stream.batch(0, stream.rows)
     assert batch.input_ids.max() > 70_000 and batch.mlm_labels.max() > 70_000
+
+
+def test_letters_that_the_cleaning_changes_are_counted_where_the_text_is_not_english(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"Şehirde {n} kişi yağmurda yürüdü." for n in range(60)]
+    (tmp_path / "tr.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    letters = sum(c.isalpha() for line in lines for c in line)
+    command = ["vocab", "--source", str(tmp_path / "tr.txt"), "--size", "40", "--language", "tr", "--out"]
+    assert main([*command, str(tmp_path / "v")]) == 0
+    # ğ, Ş and ş, and three times ü, in each line
+    said = f"cleaning 'huggingface' is for English and changes {60 * 6:,} of {letters:,} sample letters, case apart"
+    out = capsys.readouterr().out
+    assert said in out and "ü 180, ğ 60, Ş 60, ş 60); give --cleaning unicode to keep them" in out
+    assert main([*command, str(tmp_path / "u"), "--cleaning", "unicode"]) == 0
+    assert "warning" not in capsys.readouterr().out
+    build(tmp_path / "tr.txt", tmp_path / "v", tmp_path / "data", "--lines", "sentence", "--validation-fraction", "0")
+    assert "train a vocabulary with --cleaning unicode to keep them" in capsys.readouterr().out
+    (tmp_path / "names.txt").write_text(corpus.read_text() + "\n\nZoë met José.\n")
+    assert main(["vocab", "--source", str(tmp_path / "names.txt"), "--size", "200", "--out", str(tmp_path / "e")]) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
+def recipe_of(data: Path, **fields: object) -> ml_collections.ConfigDict:
+    """The defaults with rows of 64 slots."""
+    config = with_data(pretraining(AlbertConfig()), data)
+    config.unlock()
+    config.update_from_flattened_dict({"data.sequence_length": 64, "masking.slots": 10} | fields)
+    return config
+
+
+def test_text_without_spaces_is_warned_of_at_the_build_and_in_training_though_it_has_punctuation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = random.Random(3)
+    characters = [chr(code) for code in range(0x4E00, 0x4E40)]
+    clause = lambda: "".join(rng.choices(characters, k=rng.randint(8, 20)))  # noqa: E731
+    texts = [[f"{clause()}，{clause()}。" for _ in range(6)] for _ in range(40)]
+    write(tmp_path / "zh.txt", texts)
+    options = ["--lines", "sentence", "--source", str(tmp_path / "zh.txt")]
+    vocab = ["vocab", *options, "--cleaning", "unicode", "--character-coverage", "1", "--size", "90"]
+    assert main([*vocab, "--out", str(tmp_path / "v")]) == 0
+    assert main(["build", *options, "--vocab", str(tmp_path / "v"), "--out", str(tmp_path / "data")]) == 0
+    assert "warning: few tokens begin a word, as in text without spaces" in capsys.readouterr().out
+    opened = open_data(recipe_of(tmp_path / "data"))
+    store = TextStore(tmp_path / "data", "train")
+    (said,) = re.findall(r"([\d.]+) % of the tokens begin a word, and (\d+) % stand in words longer", caplog.text)
+    assert 100 / 16 < float(said[0]) < 100 / 6
+    # By hand: words of the first rows' texts that are longer than a row's budget.
+    tokens, begins = store.read(np.arange(len(store.sentences_per_record)))
+    starts, long, total = opened.vocabulary.starts_word, 0, 0
+    for a, b in itertools.pairwise(begins):
+        text = tokens[a : min(b, a + 61)].tolist()
+        words = "".join("▁x" if starts[token] else "x" for token in text).split("▁")
+        lengths = [len(word) for word in words if word]
+        long, total = long + sum(n for n in lengths if n > round(0.15 * (len(text) + 3))), total + len(text)
+    assert int(said[1]) == round(100 * long / total) > 50
+    caplog.clear()
+    open_data(recipe_of(tmp_path / "data", **{"masking.whole_word": False}))
+    assert "begin a word" not in caplog.text
+
+
+def test_documents_of_one_sentence_are_warned_of_with_the_reasons_counted(
+    vocab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    long = [" ".join(NOUNS * 4) + "." for _ in range(2)]  # no two of them share a row
+    write(tmp_path / "ones.txt", [[line] for lines in documents(9, 60) for line in lines][:95] + [long] * 5)
+    assert (
+        build(tmp_path / "ones.txt", vocab, tmp_path / "data", "--lines", "sentence", "--validation-fraction", "0") == 0
+    )
+    assert "warning: 95% of the training documents have one sentence, so that no sentence" in capsys.readouterr().out
+    open_data(recipe_of(tmp_path / "data"))
+    form = (
+        r"100\.0 % of the (\d+) training examples have no sentence order: 95 are documents of one sentence, (\d+) are "
+    )
+    ((examples, too_long),) = re.findall(form + "sentences, or parts of one, too long to share 64 slots", caplog.text)
+    assert int(examples) == 95 + int(too_long) > 105
+    caplog.clear()
+    open_data(recipe_of(tmp_path / "data", **{"data.sentence_order": "none"}))
+    assert "sentence order" not in caplog.text

@@ -2,6 +2,7 @@
 """Opens what a config names as its data: the streams of a data set, or Google's records, and what comes with them."""
 
 import dataclasses
+import itertools
 import logging
 import math
 import pathlib
@@ -11,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from albert_jax.data.baked import BakedStream
-from albert_jax.data.masking import MaskRule
+from albert_jax.data.masking import MaskRule, mask_budget
 from albert_jax.data.mixture import Mixture, source_weights
 from albert_jax.data.parity import GoogleStream, check_google, google_rule
 from albert_jax.data.plan import PlanSettings, cached_plan
@@ -23,7 +24,9 @@ from albert_jax.errors import UserError
 from albert_jax.remote import local_path
 
 _log = logging.getLogger(__name__)
-LEAST_WORD_STARTS = 0.1  # share of tokens; text with spaces has 0.6 and more
+# Shares of tokens: text with spaces has 0.4 and more of the first, and next to none of the second.
+LEAST_WORD_STARTS, MOST_UNMASKABLE = 1 / 6, 0.05
+_SAMPLED_RECORDS = 200
 _FIRST = 8  # a batch that grows begins with this part of its rows: 1 of 8
 EVALUATION_SEED = 0  # no part of the config: runs with other seeds are compared on the same masks
 
@@ -110,7 +113,8 @@ def _open_data_set(config: ml_collections.ConfigDict) -> Data:
             "--config.eval.every=0."
         )
     train, *validation = (_open_stream(config, TextStore(path, split), vocabulary) for split in splits)
-    _warn_of_long_words(config, vocabulary, train.unigrams)
+    _warn_of_long_words(config, vocabulary, train)
+    _warn_of_few_orders(config, [train, *validation])
     mixture = train.mixture if isinstance(train, PretrainingStream) and len(train.store.sources) > 1 else None
     return Data(
         train, next(iter(validation), None), vocabulary, path / "spiece.model", manifest, train.unigrams, mixture
@@ -166,15 +170,55 @@ def _open_stream(config: ml_collections.ConfigDict, store: TextStore, vocabulary
     )
 
 
-def _warn_of_long_words(config: ml_collections.ConfigDict, vocabulary: Vocabulary, unigrams: np.ndarray) -> None:
+def _warn_of_long_words(config: ml_collections.ConfigDict, vocabulary: Vocabulary, stream: Stream) -> None:
     """Says so where words are so long that masking whole ones is senseless, as in text without spaces."""
-    share = unigrams[vocabulary.starts_word].sum() / max(1, unigrams.sum())
-    if config.masking.whole_word and share < LEAST_WORD_STARTS:
+    if not config.masking.whole_word or not isinstance(stream, PretrainingStream):
+        return
+    starts = stream.unigrams[vocabulary.starts_word].sum() / max(1, stream.unigrams.sum())
+    never = _unmaskable(config, vocabulary, stream.store)
+    if starts < LEAST_WORD_STARTS or never > MOST_UNMASKABLE:
         _log.warning(
-            "only %.1f %% of the tokens begin a word, so words are long runs of text and those longer than the mask "
-            "budget are never masked; pass --config.masking.whole_word=False to mask n-grams of pieces.",
-            100 * share,
+            "%.1f %% of the tokens begin a word, and %.0f %% stand in words longer than the mask budget of a row of %d "
+            "slots, which are never masked, as in text without spaces; pass --config.masking.whole_word=False to mask "
+            "n-grams of pieces.",
+            *(100 * starts, 100 * never, config.data.sequence_length),
         )
+
+
+def _unmaskable(config: ml_collections.ConfigDict, vocabulary: Vocabulary, store: TextStore) -> float:
+    """Share of tokens in words longer than an example's mask budget, at the beginnings of records all over a split."""
+    records = np.unique(np.linspace(0, len(store.sentences_per_record) - 1, _SAMPLED_RECORDS).astype(np.int64))
+    tokens, begins = store.read(records)
+    long = total = 0
+    for begin, end in itertools.pairwise(begins):
+        text = tokens[begin : min(end, begin + config.data.sequence_length - 3)]
+        words = np.flatnonzero(np.append(True, vocabulary.starts_word[text[1:]]))
+        lengths = np.diff(np.append(words, len(text)))
+        budget = mask_budget(np.array(len(text) + 3), config.masking.rate, config.masking.count)
+        long, total = long + int(lengths[lengths > budget].sum()), total + len(text)
+    return long / max(1, total)
+
+
+def _warn_of_few_orders(config: ml_collections.ConfigDict, streams: list[Stream]) -> None:
+    """Says so where most examples have no sentence order, and why."""
+    plans = [(stream.plan, stream.store) for stream in streams if isinstance(stream, PretrainingStream)]
+    if config.data.sentence_order != "sop" or not plans:
+        return
+    (plan, store), rest = plans[0], plans[1:]
+    single = int(np.count_nonzero(plan.example_sizes == 1))
+    if 2 * single <= len(plan.example_sizes):
+        return
+    short = min(single, int(np.count_nonzero(np.diff(store.document_sentences) == 1)))
+    pairs = [int(np.count_nonzero(other.example_sizes > 1)) for other, _ in rest]
+    _log.warning(
+        "%.1f %% of the %s training examples have no sentence order%s: %s are documents of one sentence, %s are "
+        "sentences, or parts of one, too long to share %d slots with another; build with longer documents (such as by "
+        "--documents file), raise --config.data.sequence_length, or train masked words alone by "
+        "--config.data.sentence_order=none.",
+        *(100 * single / len(plan.example_sizes), f"{len(plan.example_sizes):,}"),
+        f" (in validation {pairs[0]:,} have one)" if pairs else "",
+        *(f"{short:,}", f"{single - short:,}", config.data.sequence_length),
+    )
 
 
 # --- Google's records ------------------------------------------------------------------------------------------------
