@@ -53,6 +53,9 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 def parse(arguments: list[str]) -> list[str]:
     """Parses the flags and makes every mistake in them a UserError."""
+    if {"-h", "--help"} & {*arguments[1:]}:  # absl's own ends with status 1
+        print(__doc__, flags.FLAGS.main_module_help(), sep="\n")
+        sys.exit(0)
     arguments = [*arguments[:1], *read_overrides(arguments[1:])]
     try:
         rest = flags.FLAGS(["--check=here" if a.lstrip("-") == "check" else a for a in arguments])

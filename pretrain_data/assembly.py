@@ -193,7 +193,6 @@ def place(job: Job, folder: Path, out: str, *, overwrite: bool) -> int:
         shutil.rmtree(old)
     else:
         os.rename(folder, target)
-    target.chmod(0o755)
     return size
 
 

@@ -16,16 +16,11 @@ from rich.text import Text
 from albert_jax.data.masking import mask_budget
 from albert_jax.data.rows import IGNORED, Batch
 from albert_jax.data.store import read_manifest
+from albert_jax.data.stream import LABEL_ONE
 from albert_jax.data.vocabulary import MASK
 from albert_jax.errors import UserError
 from albert_jax.training.data import Data, open_data, rows_of_step, rows_per_step
 
-# What label 1 means, by data.sentence_order; 'none' has no labels.
-LABEL_ONE = {
-    "sop": "swapped",
-    "sop_parity": "swapped, or B from another document",
-    "nsp": "B from another document",
-}
 _MASKED, _KEPT, _REPLACED = _STYLES = "bold green", "bold magenta", "bold red"
 _INDENT = 4
 # Isolates of Unicode's bidirectional algorithm (UAX 9), invisible, and without effect where a terminal has no such.

@@ -50,18 +50,17 @@ class Workplace:
         """An empty local folder that becomes the finished `name` when the block ends well, and vanishes when not."""
         if not self.remote:
             Path(self.path).mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=None if self.remote else self.path))
-        try:
+        where = None if self.remote else self.path
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=where, ignore_cleanup_errors=True) as scratch:
+            folder = Path(scratch, "new")  # `scratch` itself is private, whatever the umask
+            folder.mkdir()
             yield folder
             self._keep(folder, name)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _keep(self, folder: Path, name: str) -> None:
         if not self.remote:
             target = Path(self.path, name)
             target.parent.mkdir(exist_ok=True)
-            folder.chmod(0o755)
             try:
                 os.rename(folder, target)
             except OSError:

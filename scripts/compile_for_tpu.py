@@ -338,6 +338,9 @@ def parse(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_bool("table", False, text, flag_values=values)
     text = "where --table keeps what it has compiled, so that it can go on after an interruption"
     flags.DEFINE_string("kept", str(ROOT / "runs" / "compiled_for_tpu"), text, flag_values=values)
+    if {"-h", "--help"} & {*arguments[1:]}:
+        print(__doc__, values.get_help(), sep="\n")
+        sys.exit(0)
     try:
         rest = values(arguments)
         config = values.config and values.config.lock()

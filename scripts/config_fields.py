@@ -5,6 +5,7 @@
 python scripts/config_fields.py
 """
 
+import argparse
 import inspect
 import pathlib
 import re
@@ -81,5 +82,6 @@ def _shown(value: object) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     PAGE.write_text(page(), encoding="utf-8")
     print(f"wrote {PAGE}")

@@ -11,6 +11,7 @@ card. The directory appears whole or not at all.
 import argparse
 import hashlib
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,6 @@ import absl.logging
 
 from albert_jax.config import AlbertConfig
 from albert_jax.convert.huggingface import save_checkpoint, unshared
-from albert_jax.convert.model_card import model_card
 from albert_jax.convert.whole_directory import is_taken, whole_directory
 from albert_jax.errors import UserError
 from albert_jax.remote import Spool, directory, is_remote, local_path
@@ -32,6 +32,8 @@ def export(
     step: int | None = None,
     overwrite: bool = False,
     unshare: bool = False,
+    languages: Sequence[str] = (),
+    licence: str | None = None,
 ) -> int:
     """Exports one checkpoint.
 
@@ -41,6 +43,8 @@ def export(
       step: which checkpoint; the newest where None.
       overwrite: whether an earlier export there may be replaced.
       unshare: whether weights that groups share are written as a copy for each, see `unshared`.
+      languages: of the text, for the card.
+      licence: of the model, for the card; None: it says that none is known.
 
     Returns:
       The step exported.
@@ -53,6 +57,8 @@ def export(
     # Imported here because Orbax takes seconds to load, and a misspelt path should not have to wait for it.
     from flax import traverse_util
 
+    from albert_jax.convert.example_sentence import example_sentence
+    from albert_jax.convert.model_card import Told, model_card
     from albert_jax.training.restoring import load_parameters
     from albert_jax.training.telemetry import read_metrics
 
@@ -63,9 +69,10 @@ def export(
     files = Spool(workdir)  # the workdir itself, unless it is in an object store
     files.fetch("spiece.model")
     tokenizer = _tokenizer(files.local / "spiece.model", meta)
-    card = model_card(
-        out.resolve().name, meta, _last_evaluation(read_metrics(workdir), meta["step"]), meta["versions"]["albert_jax"]
-    )
+    told = Told(languages, licence, example_sentence(meta, files.local / "spiece.model", tokenizer))
+    if told.example:
+        print(f"the card's example is a sentence of the data set: {told.example}")
+    card = model_card(out.resolve().name, meta, read_metrics(workdir), meta["versions"]["albert_jax"], told)
     with whole_directory(out) as directory:
         save_checkpoint(directory, flat, config, "AlbertForPreTraining")
         tokenizer.save_pretrained(directory, model_max_length=config.max_position_embeddings)
@@ -103,10 +110,18 @@ def _tokenizer(file: pathlib.Path, meta: dict[str, Any]) -> AlbertTokenizer:
     return tokenizer
 
 
-def _last_evaluation(records: list[dict[str, Any]], step: int) -> dict[str, Any] | None:
-    """The newest evaluation at or before `step`."""
-    found = [record for record in records if record["kind"] == "eval" and record["step"] <= step]
-    return found[-1] if found else None
+def _check_facts(languages: Sequence[str], licence: str | None) -> None:
+    """Refuses what the hub would refuse in the card."""
+    for language in languages:
+        if not re.fullmatch(r"[a-z]{2,3}|multilingual|code", language):
+            raise UserError(
+                f"--language {language!r} is no language to the hub; give an ISO 639 code such as tr, or multilingual."
+            )
+    if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
+        raise UserError(
+            f"--licence {licence!r} is not spelt as the hub's licences are; give one such as apache-2.0, "
+            "cc-by-sa-4.0 or other."
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,17 +134,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--unshare", action="store_true", help="copy what groups share, which Hugging Face's format cannot express"
     )
+    parser.add_argument(
+        "--language", action="append", default=[], help="of the text, for the card, an ISO 639 code; repeatable"
+    )
+    parser.add_argument("--licence", help="of the model, for the card, by the hub's name, such as apache-2.0")
     args = parser.parse_args(arguments)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells how it opens what it opens
     try:
+        _check_facts(args.language, args.licence)
         args.workdir, args.out = directory(args.workdir), local_path(args.out)
-        step = export(args.workdir, args.out, args.step, args.overwrite, args.unshare)
+        step = export(
+            args.workdir,
+            args.out,
+            args.step,
+            args.overwrite,
+            args.unshare,
+            languages=args.language,
+            licence=args.licence,
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for file in sorted(args.out.iterdir()):
         print(f"{file}  {file.stat().st_size:,} bytes")
     print(f"exported step {step:,} of {args.workdir} to {args.out}")
+    if not args.language or not args.licence:
+        print("note: the card says 'unknown' where --language or --licence is not given.")
     return 0
 
 

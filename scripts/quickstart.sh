@@ -8,6 +8,7 @@
 # Nothing is downloaded but packages: the text is the documentation that Python and these packages carry. Each command is
 # echoed as it can be typed by hand; the environment's python is .venv/bin/python.
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '3,/^set /s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 install_once "$environment" quickstart -e '.[quickstart]' || die "the installation into $environment failed; pip's message is above."

@@ -18,6 +18,7 @@
 # job is queued again, as after a lost process. The job ends with 0 when the run has finished, 2 at a bad input, 71 where
 # a device's memory is too small, 75 when it was stopped, 1 when it gives up.
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '3,/^set /s/^# \{0,1\}//p' "$0" && exit ;; esac
 
 die() {
     echo "error: $*" >&2

@@ -8,6 +8,7 @@
 #
 # A second run installs only if pyproject.toml has changed since.
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '3,/^set /s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
 
 . scripts/environment.sh

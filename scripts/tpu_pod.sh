@@ -37,6 +37,7 @@
 # Exit status of watch: 0 the run has finished, 75 it was stopped and saved, 2 a bad input or too
 # little memory of a device, 1 it gave up.
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '3,/^set /s/^# \{0,1\}//p' "$0" && exit ;; esac
 
 readonly POLL=30             # seconds between two looks
 readonly LOOKS=10            # so many looks in a row may find workers unreachable, or some ended and others not

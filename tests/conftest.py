@@ -17,6 +17,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+# What is written must be for the group to read where the umask says so, and for nobody else (tests/test_resume.py).
+os.umask(0o027)
 # No test may depend on the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["NO_GCE_CHECK"] = "true"

@@ -8,6 +8,7 @@ import io
 import json
 import pathlib
 import pydoc_data.topics
+import re
 import shutil
 from typing import Any
 
@@ -15,9 +16,11 @@ import jax
 import numpy as np
 import pytest
 import sentencepiece
+import yaml
 from flax import traverse_util
 
 from albert_jax.config import AlbertConfig
+from albert_jax.convert.model_card import NOTHING_TOLD, Told, model_card
 from albert_jax.model import FlaxAlbertForPreTraining
 from albert_jax.tokenization import AlbertTokenizer
 from albert_jax.training.checkpoint import Checkpoints
@@ -78,7 +81,15 @@ def make_workdir(workdir: pathlib.Path, architecture: AlbertConfig) -> pathlib.P
         checkpoints.save(state, progress(step), block=True)
     checkpoints.close()
     lines = [
-        {"step": step, "kind": "eval", "eval_mlm_loss": 6 + step / 100, "eval_mlm_count": 2048.0} for step in (5, 9)
+        {
+            "step": step,
+            "kind": "eval",
+            "eval_mlm_loss": 6 + step / 100,
+            "eval_mlm_count": 2048,
+            "eval_sop_loss": 0.7,
+            "eval_sop_count": 99,
+        }
+        for step in (5, 9)
     ]
     (workdir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 9, "ki')
     return workdir
@@ -137,10 +148,20 @@ def test_what_groups_share_is_exported_as_copies_on_demand_only(
 
 def test_the_card_states_what_the_model_was_trained_on_and_how_well(exported: pathlib.Path) -> None:
     card = (exported / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert yaml.safe_load(card.split("---")[1]) == {
+        "library_name": "transformers", "pipeline_tag": "fill-mask", "mask_token": "[MASK]", "tags": ["albert"],
+        "license": "unknown",
+    }  # fmt: skip
     facts = {
         "parameters": f"{AlbertConfig.from_pretrained(exported).pretraining_parameters():,}",
-        "optimizer steps": "7",
+        "optimizer steps": "7 of 125,000",
+        "objective": "masked words and sentence order; label 1: swapped",
+        "masking": "15% of the tokens, in spans of 1 to 3 words",
+        "optimizer": "lamb, learning rate 0.00176 after 3,125 steps of warm-up, then decay of power 1; weight decay "
+        "0.01; seed 0",
+        "batch": "4,096 examples of 512 slots",
+        "language": "unknown",
+        "licence": "unknown",
         "rows of the stream consumed": "56",
         "training text": "12 documents, 3,456 sentences, 78,901 tokens",
         "training text fingerprint": f"`{'feedbeef' * 8}`",
@@ -158,6 +179,62 @@ def test_the_card_states_what_the_model_was_trained_on_and_how_well(exported: pa
     assert resolved["optimizer"]["name"] == "lamb" and resolved["model"]["hidden_size"] == 32
 
 
+def card_of(records: list[dict[str, Any]], told: Told = NOTHING_TOLD, **fields: Any) -> str:
+    """The card of a run with some fields changed."""
+    config = pretraining(ARCHITECTURE)
+    config.update_from_flattened_dict(fields)
+    train = {"documents": 12, "sentences": 3456, "tokens": 78901}
+    meta = {
+        "config": config.to_dict(), "model": ARCHITECTURE.to_dict(), "step": 7, "position": 56,
+        "versions": {"jax": "1"},
+        "data": {"vocabulary": {"size": 600, "do_lower_case": True, "keep_accents": False}, "splits": {"train": train}},
+        "data_fingerprint": "f", "vocabulary_sha256": "v",
+    }  # fmt: skip
+    return model_card("model", meta, records, "1.0", told)
+
+
+UNCOUNTED = {"eval_sop_loss": 0.0, "eval_sop_accuracy": 0.0, "eval_sop_low": 0.0, "eval_sop_high": 1.0}
+
+
+@pytest.mark.parametrize("count", [{"eval_sop_count": 0}, {}])
+@pytest.mark.parametrize("order", ["sop", "sop_parity", "nsp", "none"])
+def test_a_card_says_nothing_of_pairs_where_none_had_a_label(order: str, count: dict[str, int]) -> None:
+    trained = {"step": 5, "kind": "train", "mlm_loss": 6.0, "sop_loss": 0.0}
+    evaluated = {"step": 5, "kind": "eval", "eval_mlm_loss": 6.5, "eval_mlm_count": 9} | UNCOUNTED | count
+    card = card_of([trained, evaluated], **{"data.sentence_order": order})
+    told = card.split("## Configuration")[0].lower()
+    assert not re.search("sop|nsp|sentence order|next sentence|swapped|label 1", told), told
+    assert "| mlm loss | 6.5000 |" in card and "were not trained by this run" in card
+
+
+@pytest.mark.parametrize(
+    ("order", "objective", "label"),
+    [
+        ("sop", "masked words and sentence order", "swapped"),
+        ("sop_parity", "masked words and sentence order", "swapped, or B from another document"),
+        ("nsp", "masked words and next sentences", "B from another document"),
+    ],
+)
+def test_a_card_names_pairs_as_they_were_trained(order: str, objective: str, label: str) -> None:
+    evaluated = {"step": 5, "kind": "eval", "eval_sop_loss": 0.5, "eval_sop_low": 0.25, "eval_sop_count": 9}
+    card = card_of([evaluated], **{"data.sentence_order": order})
+    name = "nsp" if order == "nsp" else "sop"
+    assert f"on {objective} with" in card and f"| objective | {objective}; label 1: {label} |" in card
+    assert f'class 1 "{label}"' in card and f"| {name} loss | 0.5000 |" in card
+    assert ("swapped" in card) == (order != "nsp")
+
+
+def test_a_card_says_what_whoever_exports_knows_and_where_nothing_lay() -> None:
+    places = ["/home/me/data", "/home/me/v.model", "/home/me/old@7", "/home/me/base"]
+    fields = dict(zip(["data.path", "data.vocab", "branch_from", "init_from"], places, strict=True))
+    card = card_of([], Told(["tr", "en"], "cc-by-4.0", "Bir [MASK] 'var'."), **fields)
+    facts = yaml.safe_load(card.split("---")[1])
+    assert facts["language"] == ["tr", "en"] and facts["license"] == "cc-by-4.0"
+    assert facts["widget"] == [{"text": "Bir [MASK] 'var'."}]
+    assert "/home" not in card and "| started from | `base` |" in card
+    assert "text = \"Bir [MASK] 'var'.\"" in card and "The sum" not in card
+
+
 def test_transformers_auto_classes_load_the_export_and_truncate_to_its_positions(exported: pathlib.Path) -> None:
     pytest.importorskip("torch", reason="torch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -173,7 +250,7 @@ def test_transformers_auto_classes_load_the_export_and_truncate_to_its_positions
 def test_an_earlier_step_is_exported_on_demand(workdir: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert export.main([f"--workdir={workdir}", f"--out={tmp_path / 'model'}", "--step=0"]) == 0
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "| optimizer steps | 0 |" in card
+    assert "| optimizer steps | 0 of 125,000 |" in card
     assert "no evaluation at or before" in card
 
 
@@ -186,6 +263,13 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and errors[0].startswith("error: ")
     return errors[0]
+
+
+@pytest.mark.parametrize("flag", ["--language=Turkish", "--licence=Apache 2"])
+def test_what_the_hub_would_refuse_in_a_card_is_refused_before(
+    flag: str, workdir: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert flag.split("=")[1] in refusal([f"--workdir={workdir}", f"--out={tmp_path / 'out'}", flag], capsys)
 
 
 def test_only_an_earlier_export_is_ever_replaced(

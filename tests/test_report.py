@@ -18,7 +18,7 @@ from albert_jax.data.masking import ngram_probabilities
 from albert_jax.data.plan import PlanSettings, make_plan
 from albert_jax.data.rows import Batch
 from albert_jax.data.store import TextStore, read_manifest
-from albert_jax.data.stream import BORROWING, SENTENCE_ORDERS
+from albert_jax.data.stream import BORROWING, LABEL_ONE, SENTENCE_ORDERS
 from albert_jax.data.vocabulary import MASK, UNK
 from albert_jax.errors import UserError
 from albert_jax.training.data import Data, open_data
@@ -26,7 +26,7 @@ from albert_jax.training.recipe import pretraining
 from pretrain_data.report import numbers as counting
 from pretrain_data.report import page as pages
 from pretrain_data.report import pictures, report
-from pretrain_data.show import LABEL_ONE, with_data
+from pretrain_data.show import with_data
 from tests import text_store
 
 SLOTS = 96

@@ -3,14 +3,17 @@
 
 import json
 import pathlib
+import re
 import shutil
 import signal
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from albert_jax.training.recipe import RESUMABLE_FIELDS
+from scripts import export, report
 from tests.runs import STEPS, Finished, Runs, arrays, make_data, make_vocabulary, records, release, wait_for, write_text
 
 pytest_plugins = ["tests.runs"]
@@ -230,3 +233,42 @@ def test_a_damaged_run_json_is_named(runs, straight, tmp_path):
     finished = runs.train(runs.arguments(workdir))
     assert finished.status == 2 and finished.err.startswith(f"error: {workdir}/run.json ")
     assert finished.err.count("\n") == 1
+
+
+# --- what a run leaves ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(straight: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The run as transformers loads it."""
+    out = tmp_path_factory.mktemp("exported") / "model"
+    assert export.main([f"--workdir={straight}", f"--out={out}"]) == 0
+    return out
+
+
+def test_all_that_is_written_has_the_permissions_that_the_umask_leaves(
+    straight: pathlib.Path,
+    exported: pathlib.Path,
+    vocabulary: pathlib.Path,
+    data: pathlib.Path,
+    tmp_path: pathlib.Path,
+) -> None:
+    page = tmp_path / "pages" / "page.html"
+    assert report.main([str(straight), "--out", str(page)]) == 0
+    roots = [straight, exported, vocabulary, data, page.parent]
+    written = [path for root in roots for path in (root, *root.rglob("*"))]
+    assert {"model.safetensors", "run.json", "digest", "page.html", "spiece.model"} <= {path.name for path in written}
+    wrong = {
+        str(p): oct(p.stat().st_mode) for p in written if p.stat().st_mode & 0o777 != (0o750 if p.is_dir() else 0o640)
+    }
+    assert not wrong  # tests/conftest.py sets 027
+
+
+def test_the_card_asks_for_a_word_of_a_sentence_of_the_text(exported: pathlib.Path, text: pathlib.Path) -> None:
+    card = (exported / "README.md").read_text(encoding="utf-8")
+    example = json.loads(card.split("\ntext = ")[1].split("\n")[0])
+    before, after = (" ".join(part.split()) for part in example.split("[MASK]"))
+    plain = re.sub(r"\s+", " ", text.read_text(encoding="utf-8").lower())
+    assert re.search(re.escape(before) + r" ?\w+ ?" + re.escape(after), plain), example
+    assert yaml.safe_load(card.split("---")[1])["widget"] == [{"text": example}]
+    assert str(exported.parent) not in card and "/tmp" not in card

@@ -15,13 +15,13 @@ from rich.console import Console
 
 from albert_jax.config import AlbertConfig
 from albert_jax.data.rows import Batch
-from albert_jax.data.stream import SENTENCE_ORDERS
+from albert_jax.data.stream import LABEL_ONE, SENTENCE_ORDERS
 from albert_jax.data.vocabulary import CLS, MASK, SEP
 from albert_jax.errors import UserError
 from albert_jax.tokenization import AlbertTokenizer
 from albert_jax.training.data import open_data
 from albert_jax.training.recipe import pretraining
-from pretrain_data.show import LABEL_ONE, Reader, print_example, read_row, show, with_data
+from pretrain_data.show import Reader, print_example, read_row, show, with_data
 from pretrain_data.vocabulary import train_vocabulary
 from tests import text_store
 

@@ -268,7 +268,10 @@ def _save_weights(directory: pathlib.Path, tensors: Flat, max_shard_size: int | 
     written = []
     for name, keys in split.filename_to_tensors.items():
         new = directory / f"{name}.new"  # renamed when whole, so that a killed save leaves no half of a file behind
+        new.touch()
+        mode = new.stat().st_mode  # by the umask; safetensors makes files that are their owner's alone
         save_file({key: tensors[key] for key in keys}, new, metadata={"format": "pt"})  # transformers 4 asks for it
+        new.chmod(mode)
         written.append((new, directory / name))
     if split.is_sharded:
         new = directory / "model.safetensors.index.json.new"

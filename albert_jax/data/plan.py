@@ -424,14 +424,14 @@ def _load(place: pathlib.Path) -> Plan | None:
 
 def _save(plan: Plan, place: pathlib.Path) -> None:
     place.parent.mkdir(exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(dir=place.parent))
-    try:
+    with tempfile.TemporaryDirectory(dir=place.parent, ignore_cleanup_errors=True) as private:
+        temporary = pathlib.Path(private, "new")  # `private` is so whatever the umask
+        temporary.mkdir()
         for name in _ARRAYS:
             np.save(temporary / f"{name}.npy", getattr(plan, name))
         (temporary / "digest").write_text(plan.digest)
-        temporary.chmod(0o755)
-        os.rename(temporary, place)
-    except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not place.is_dir():  # another process may have put the same plan there meanwhile
-            raise
+        try:
+            os.rename(temporary, place)
+        except OSError:
+            if not place.is_dir():  # another process may have put the same plan there meanwhile
+                raise

@@ -19,6 +19,12 @@ from albert_jax.data.store import TextStore, ranges
 from albert_jax.errors import UserError
 
 SENTENCE_ORDERS = ("sop", "sop_parity", "nsp", "none")
+# What label 1 means; 'none' has no labels.
+LABEL_ONE = {
+    "sop": "swapped",
+    "sop_parity": "swapped, or B from another document",
+    "nsp": "B from another document",
+}
 BORROWING = ("sop_parity", "nsp")  # those that take text from other documents
 _EXAMPLE, _SPLIT, _FLIP = range(301, 304)
 

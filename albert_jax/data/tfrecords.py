@@ -292,12 +292,7 @@ def _save(index: RecordIndex, kept: pathlib.Path, status: os.stat_result) -> Non
     body = np.concatenate([np.frombuffer(bytes.fromhex(index.digest), "<i8"), index.offsets])
     values = np.concatenate([[_VERSION, status.st_size, status.st_mtime_ns, _checksum(body)], body])
     kept.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=kept.parent, suffix=".npy")
-    try:
-        with open(descriptor, "wb") as file:
-            np.save(file, values)
-        os.chmod(temporary, 0o644)
+    with tempfile.TemporaryDirectory(dir=kept.parent) as private:
+        temporary = pathlib.Path(private, "new.npy")  # which follows the umask, as a file of mkstemp does not
+        np.save(temporary, values)
         os.replace(temporary, kept)
-    except OSError:
-        os.unlink(temporary)
-        raise

@@ -14,10 +14,9 @@ import numpy as np
 from albert_jax.data.masking import mask_budget, ngram_probabilities
 from albert_jax.data.rows import IGNORED
 from albert_jax.data.store import bounds
-from albert_jax.data.stream import BORROWING
+from albert_jax.data.stream import BORROWING, LABEL_ONE
 from albert_jax.training.evaluation import wilson_interval
 from pretrain_data.report.numbers import PLAN_TOKENS, Numbers
-from pretrain_data.show import LABEL_ONE
 
 RARE = 100  # occurrences; a piece seen less often hardly learns an embedding
 _QUIET, _MAIN, _REFERENCE, _SECOND = "#9aa5b1", "#0b6e99", "#c2410c", "#7a5195"

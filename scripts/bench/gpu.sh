@@ -11,6 +11,7 @@
 # this repository and FOLDER. Paths are relative to the repository; PYTHON=... names another interpreter. What is measured,
 # and how, stands in scripts/bench/gpu.py; the results go to $OUT where it is set, else to FOLDER/results.
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '3,/^set /s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "$0")/../.."
 
 case "${1:-}" in
