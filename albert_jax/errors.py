@@ -26,9 +26,15 @@ class UserError(ValueError):
 
     The command lines print it as ``error: <sentence>`` on standard error and exit with its status, 2; any other
     exception is a defect of ours and keeps its traceback.
+
+    Args:
+      sentence: gets its full stop here where it has none.
     """
 
     status = 2
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence if sentence.endswith((".", "?")) else f"{sentence}.")
 
 
 class OutOfMemoryError(UserError):

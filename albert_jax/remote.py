@@ -107,7 +107,7 @@ def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
 def _require_client(path: str) -> None:
     if path.split("://", 1)[0] in ("gs", "gcs"):
         if importlib.util.find_spec("gcsfs") is None:
-            raise UserError(f"{path} needs the package gcsfs; install it by pip install 'albert_jax[gcs]'.")
+            raise UserError(f"{path} needs the package gcsfs; pip install -e '.[gcs]' in the checkout.")
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs with a traceback what it raises anyway
 
 

@@ -196,7 +196,9 @@ def _team(job: Job, count: int, beam: Sequence[str] | None) -> Workers:
         try:
             from pretrain_data.beam import BeamWorkers
         except ImportError as error:
-            raise UserError(f"Apache Beam is not installed ({error}); pip install 'albert_jax[beam]'") from error
+            raise UserError(
+                f"Apache Beam is not installed ({error}); pip install -e '.[beam]' in the checkout."
+            ) from error
         return BeamWorkers(beam)
     return Processes(job, count) if count > 1 else Here()
 

@@ -7,7 +7,7 @@
     python scripts/compile_for_tpu.py --config=configs/base.py --topology=8xH100 --fit     # GPUs: by a formula
     python scripts/compile_for_tpu.py --table       # all sizes and slices, into docs/scaling.md; costs, into configs/
 
-Needs no TPU, only the package libtpu (`pip install 'albert_jax[tpu]'`) and a CPU. A batch that the config gives in
+Needs no TPU, only the package libtpu (`pip install -e '.[tpu]'`) and a CPU. A batch that the config gives in
 examples is taken as that many rows, which is the most that it can be. What it says of memory, FLOPs and collectives is
 read from the compiled program; what it says of time is an estimate. Exit status: 0 it fits, 1 it does not, 71
 nothing does, 2 a bad input, named on standard error.

@@ -48,4 +48,4 @@ def test_without_beam_the_extra_is_named(
     script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import runpy; sys.argv = sys.argv[1:]; "
     script += "runpy.run_path(sys.argv[0], run_name='__main__')"
     done = run([program[0], "-c", script, program[1]], arguments)
-    assert done.returncode == 2 and "pip install 'albert_jax[beam]'" in done.stderr
+    assert done.returncode == 2 and "pip install -e '.[beam]'" in done.stderr

@@ -430,6 +430,6 @@ def test_without_matplotlib_the_remedy_is_said_before_anything_is_counted(
     missing: dict[str, Any] = {"matplotlib": None, "matplotlib.figure": None}
     for name, module in missing.items():
         monkeypatch.setitem(sys.modules, name, module)
-    with pytest.raises(UserError, match=re.escape("pip install 'albert_jax[plots]'")):
+    with pytest.raises(UserError, match=re.escape("pip install -e '.[plots]'")):
         report(tmp_path / "no data set", config, tmp_path / "page.html")
     assert not [*tmp_path.iterdir()]

@@ -94,7 +94,7 @@ def topology_devices(chips: Slice) -> list[Any]:
       UserError: where libtpu is missing or does not know the shape.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("compiling for a TPU needs the package libtpu; pip install 'albert_jax[tpu]'.")
+        raise UserError("compiling for a TPU needs the package libtpu; pip install -e '.[tpu]' in the checkout.")
     # libtpu asks what machine it is on, in vain; what it is told here does not change what it compiles.
     told = {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
     for name, value in ({"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"} | told).items():

@@ -46,4 +46,4 @@ def require_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as e:
-        raise UserError(f"the report's plots need matplotlib ({e}); pip install 'albert_jax[plots]'.") from e
+        raise UserError(f"the report's plots need matplotlib ({e}); pip install -e '.[plots]' in the checkout.") from e

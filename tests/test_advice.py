@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Advice can be followed: what an error, a page or a program's help names is there."""
+
+import ast
+import pathlib
+import re
+import tomllib
+
+from albert_jax.config import AlbertConfig
+from albert_jax.errors import UserError
+from albert_jax.training.compatibility import flat
+from albert_jax.training.recipe import pretraining
+
+ROOT = pathlib.Path(__file__).parents[1]
+SOURCES = [
+    ROOT / "train.py",
+    *(f for top in ("albert_jax", "configs", "pretrain_data", "scripts") for f in sorted((ROOT / top).rglob("*.py"))),
+]
+FIELDS = flat(pretraining(AlbertConfig()).to_dict())
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+ELSEWHERE = {"--data_dir", "--file_format", "--out_file_format", "--model_type"}  # of tfds and of spm_train
+REMEDY = re.compile(
+    r"\b(must|needs?|give|pass|choose|name|leave|lower|raise|pad|copy|build|make|train|run|put|set|see|use|take|install|"
+    r"restore|save|write|check|start|convert|rename|remove|wait|free|pip|unpack|fetch|decompress|split|truncate|repair|"
+    r"split|quote|publish|keep|get|look|compare|prepare|rebuilds|find|call|there are|nearest|did you mean)\b"
+)
+
+
+def template(node: ast.expr) -> str:
+    """A message with `{}` for what is known at run time alone; parts of f-strings that are text are kept."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(template, node.values))
+    if isinstance(node, ast.BinOp):
+        return template(node.left) + template(node.right)
+    return "{}"
+
+
+def called(node: ast.Call) -> str:
+    return getattr(node.func, "id", getattr(node.func, "attr", ""))
+
+
+TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in SOURCES}
+CALLS = [(file, node) for file, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
+MESSAGES = [
+    (f"{file.relative_to(ROOT)}:{node.lineno}", template(node.args[0]))
+    for file, node in CALLS
+    if called(node) in ("UserError", "OutOfMemoryError") and node.args
+]
+
+
+def known_flags() -> set[str]:
+    names = [
+        n.args[0].value for _, n in CALLS if called(n).startswith("DEFINE_") and isinstance(n.args[0], ast.Constant)
+    ]
+    options = [a.value for _, n in CALLS if called(n) == "add_argument" for a in n.args if isinstance(a, ast.Constant)]
+    shell = [f for file in ROOT.glob("scripts/*.sh") for f in re.findall(r"^#  +(--[\w-]+)", file.read_text(), re.M)]
+    return {*(f"--{name}" for name in names), *options, *shell}
+
+
+def unfollowable(text: str, flags: set[str]) -> list[str]:
+    """What the text names that is not there."""
+    wrong = [f for f in re.findall(r"--[a-z][\w-]*", text) if f not in flags | ELSEWHERE | {"--config"}]
+    groups = "|".join({name.split(".")[0] for name in FIELDS if "." in name})
+    named = re.findall(rf"(?<![\w/.])((?:{groups})\.[a-z_0-9]+)(?![\w.*{{])", text.replace("--config.", " "))
+    wrong += [n for n in named if n not in FIELDS and n != "model.safetensors"]
+    wrong += [n for n in re.findall(r"--config\.([a-z_]+)(?![\w.{])", text) if n not in FIELDS]
+    paths = re.findall(r"(?<![\w/.{])((?:docs|configs|scripts|tests|pretrain_data)/[\w/.-]*\w)", text)
+    paths += re.findall(r"(?<![\w/.}])([a-z_]+\.py)\b", text)
+    wrong += [
+        p for p in paths if not (p.isupper() or "NAME" in p or any((ROOT / at / p).exists() for at in ("", "scripts")))
+    ]
+    wrong += [e for extras in re.findall(r"\.\[([\w,]+)\]", text) for e in extras.split(",") if e not in EXTRAS]
+    wrong += [
+        p for p in re.findall(r"pip install (?!-)([\w.\[\]-]+)", text) if p not in ("tensorboard", "xprof", "gcsfs")
+    ]
+    wrong += re.findall(r"albert_jax\[\w+\]", text)  # no index has it
+    return wrong
+
+
+def test_an_error_is_one_sentence_with_a_remedy_in_which_all_names_are_right() -> None:
+    assert len(MESSAGES) > 300
+    flags = known_flags()
+    wrong = {}
+    for place, text in MESSAGES:
+        faults = unfollowable(text, flags)
+        if len(re.sub(r"\{\}", "", text).split()) > 2:  # else somebody else's sentence, passed on
+            faults += ["two sentences"] * bool(re.search(r"[a-z)][.] [A-Z]", text))
+            faults += ["no remedy"] * (not REMEDY.search(text))
+        if faults:
+            wrong[place] = (text, faults)
+    assert not wrong, "\n".join(f"{place}: {text}\n    {faults}" for place, (text, faults) in wrong.items())
+    assert str(UserError("a sentence")) == str(UserError("a sentence.")) == "a sentence."
+
+
+def test_pages_and_comments_name_no_package_of_an_index_that_has_none() -> None:
+    files = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("scripts/**/*.sh"), *SOURCES]
+    texts = {file: file.read_text(encoding="utf-8") for file in files}
+    wrong = {
+        str(f): found for f, text in texts.items() if (found := re.findall(r"pip install[^\n]*albert_jax\[?", text))
+    }
+    assert not wrong
+    assert {e for text in texts.values() for e in re.findall(r"-e '\.\[(\w+)\]'", text)} <= EXTRAS.keys()
