@@ -94,7 +94,9 @@ class AlbertConfig:
         if self.hidden_act not in ACTIVATIONS:
             raise UserError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, not {self.hidden_act!r}.")
         if not self.tie_word_embeddings:
-            raise UserError("tie_word_embeddings=False is not ALBERT: its output table is the input table.")
+            raise UserError(
+                "tie_word_embeddings=False is not ALBERT: its output table is the input table; leave it at True."
+            )
         if self.shared_across_groups not in SHARED_ACROSS_GROUPS:
             raise UserError(
                 f"shared_across_groups must be one of {', '.join(SHARED_ACROSS_GROUPS)}, not "
@@ -153,12 +155,14 @@ class AlbertConfig:
             if sorted(names) != list(range(len(names))) or not names:
                 raise UserError(f"id2label must map 0, 1, 2 ... to names, not {sorted(names)}.")
             if self.num_labels not in (len(names), 2):  # 2 is what it is when it is not given
-                raise UserError(f"id2label names {len(names)} classes, but num_labels is {self.num_labels}.")
+                raise UserError(
+                    f"id2label names {len(names)} classes, but num_labels is {self.num_labels}; leave it away."
+                )
         object.__setattr__(self, "num_labels", len(names))
         object.__setattr__(self, "id2label", names)
         inverse = {name: i for i, name in names.items()}
         if self.label2id is not None and given is not None and dict(self.label2id) != inverse:
-            raise UserError(f"label2id {dict(self.label2id)} is not the inverse of id2label {names}.")
+            raise UserError(f"label2id {dict(self.label2id)} is not the inverse of id2label {names}; give one of them.")
         object.__setattr__(self, "label2id", inverse)
 
     # --- construction -------------------------------------------------------------------------------------------------
@@ -247,7 +251,7 @@ class AlbertConfig:
         try:
             values = dict(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as e:
-            raise UserError(f"{file} is not valid JSON, or no object ({e}).") from e
+            raise UserError(f"{file} is not valid JSON, or no object ({e}); copy or download it again.") from e
         try:
             return cls.from_hub_dict(values).updated(**options)
         except UserError as e:
@@ -261,10 +265,10 @@ class AlbertConfig:
           UserError: where it is another kind of model's, or asks for what is not supported.
         """
         if values.get("model_type", "albert") != "albert":
-            raise UserError(f"it describes a model of type {values['model_type']!r}, not 'albert'.")
+            raise UserError(f"it describes a model of type {values['model_type']!r}, not 'albert'; give an ALBERT's.")
         if values.get("position_embedding_type", "absolute") != "absolute":
             raise UserError(
-                f"it asks for {values['position_embedding_type']!r} positions; only 'absolute' is supported."
+                f"it asks for {values['position_embedding_type']!r} positions; give a model with 'absolute' ones."
             )
         known = {field.name for field in dataclasses.fields(cls)} - {"hub_fields", "num_labels", "label2id"}
         fields = {name: value for name, value in values.items() if name in known}

@@ -64,7 +64,7 @@ def filesystem(path: str) -> Any:
         # Others write to the store too, tensorstore among them: a remembered listing would hide what they do.
         return fsspec.url_to_fs(path, use_listings_cache=False)[0]
     except (ImportError, ValueError) as error:
-        raise UserError(f"{path} cannot be opened ({error}); gs:// paths are supported.") from error
+        raise UserError(f"{path} cannot be opened ({error}); give a gs:// or a local path.") from error
 
 
 def exists(path: str) -> bool:

@@ -382,7 +382,9 @@ def main(arguments: list[str]) -> int:
     config, chips, rows = values.config, machine_of(values.topology), values.config.batch.size
     if isinstance(chips, Cards):
         if not values.fit or values.compare_layers:
-            raise UserError(f"for {chips.name} nothing can be compiled here; --fit says by a formula what fits.")
+            raise UserError(
+                f"for {chips.name} nothing can be compiled here; pass --fit alone, which says by a formula what fits."
+            )
         machine = machine_named(values.topology)
         config, plan = least_remat(config, chips.name, lambda c: plan_step(c, machine, rows))
         print(report_by_formula(config, machine, plan))

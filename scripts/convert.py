@@ -174,7 +174,10 @@ def differences(model: Converted, again: Converted, directory: pathlib.Path) -> 
       What was compared -> largest difference, and the largest that is none.
     """
     if model.params.keys() != again.params.keys():
-        raise UserError(f"what was written lacks {sorted(model.params.keys() - again.params.keys())[:3]}.")
+        raise UserError(
+            f"what was written lacks {sorted(model.params.keys() - again.params.keys())[:3]}; keep SOURCE, and report "
+            "it as a defect."
+        )
     far = [np.abs(np.float32(value) - np.float32(again.params[path])).max() for path, value in model.params.items()]
     found = {f"{len(far)} parameters": (float(max(far)), 0.0)}
     inputs = _random_inputs(model)

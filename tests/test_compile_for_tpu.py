@@ -385,7 +385,7 @@ def test_the_command_finds_the_recipes_from_anywhere(tmp_path):
 
 def test_a_missing_libtpu_is_named(monkeypatch):
     monkeypatch.setattr(planning.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"needs the package libtpu; pip install 'albert_jax\[tpu\]'"):
+    with pytest.raises(UserError, match=r"needs the package libtpu; pip install -e '\.\[tpu\]'"):
         compile_step(small(), SMALL, cut(1))
 
 

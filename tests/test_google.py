@@ -149,7 +149,7 @@ def test_the_checkpoint_that_tensorflow_lists_is_taken_else_the_best_else_the_la
 
 
 def test_a_tf_hub_module_is_read_with_a_config_given_and_has_no_sentence_order_head(originals: pathlib.Path) -> None:
-    with pytest.raises(UserError, match=r"no albert_config.json with .*; give the path of one as config_file"):
+    with pytest.raises(UserError, match=r"no albert_config.json with .*; put its own there"):
         load_google_checkpoint(originals / "hub")
     found = load_google_checkpoint(originals / "hub", originals / "one" / "albert_config.json")
     assert_same(found.tensors, ours(stored(originals / "hub.npz")))

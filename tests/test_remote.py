@@ -215,7 +215,7 @@ def test_what_is_missing_is_named(object_store, made_up, monkeypatch):
         staged("memory://data")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for opened in (staged, remote.filesystem, remote.directory):
-        with pytest.raises(UserError, match=r"gs://bucket/data needs the package gcsfs; install it by pip install"):
+        with pytest.raises(UserError, match=r"gs://bucket/data needs the package gcsfs; pip install -e"):
             opened(DATA)
 
 

@@ -242,7 +242,7 @@ def test_bytes_that_are_no_text_stop_the_build_with_their_line_and_byte(tmp_path
     at, number = len(TEXT), TEXT.count(b"\n") + 1
     message = refusal(lambda: read(path))
     assert f"a.txt' line {number} (byte {at}) is not UTF-8: byte {at + 3} is 0xe9; convert it, for" in message
-    assert "iconv" in message and message.endswith("--on-bad-record=quarantine")
+    assert "iconv" in message and message.endswith("--on-bad-record=quarantine.")
     path.write_bytes(b"text\nmore\0\x01\x02")
     message = refusal(lambda: read(path))
     assert "a.txt' line 2 (byte 5) is no text: it holds a NUL byte at byte 9; unpack it" in message

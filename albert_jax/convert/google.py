@@ -290,7 +290,10 @@ def _read_config(file: str | pathlib.Path | None, places: list[pathlib.Path], pr
     """Google's configuration as ours; `file`, or the first that is in one of `places`."""
     files = [place / CONFIG_FILE for place in places if (place / CONFIG_FILE).is_file()]
     if file is None and not files:
-        raise UserError(f"there is no {CONFIG_FILE} with {prefix}; give the path of one as config_file.")
+        raise UserError(
+            f"there is no {CONFIG_FILE} with {prefix}; put its own there, or give its path to "
+            "scripts/convert.py by --config."
+        )
     path = pathlib.Path(files[0] if file is None else file)
     try:
         values = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -380,8 +383,8 @@ def _find_prefix(path: pathlib.Path) -> pathlib.Path:
         prefix = path.with_name(_FILE_SUFFIX.sub("", path.name))
         if not prefix.with_name(f"{prefix.name}.index").is_file():
             raise UserError(
-                f"{path} is neither a directory nor {', '.join(_ARCHIVES)} nor a TensorFlow checkpoint's prefix; there "
-                f"is no {prefix}.index."
+                f"{path} is neither a directory nor {', '.join(_ARCHIVES)} nor a TensorFlow checkpoint's prefix: there "
+                f"is no {prefix}.index; check the path."
             )
         return prefix
     if (path / "variables" / "variables.index").is_file():
@@ -485,11 +488,13 @@ def _google_values(config: AlbertConfig) -> dict[str, Any]:
             'that was trained with "gelu_new" or "relu".'
         )
     if config.layer_norm_eps != 1e-12:
-        raise UserError(f"layer_norm_eps is {config.layer_norm_eps}, but Google's code has 1e-12 only; keep it here.")
+        raise UserError(
+            f"layer_norm_eps is {config.layer_norm_eps}, but Google's code has 1e-12 only; keep Hugging Face's files."
+        )
     if config.shared_across_groups != "nothing":
         raise UserError(
-            f"Google's code cannot share the {config.shared_across_groups} weights across groups; give each layer a "
-            "copy of its own first."
+            f"Google's code cannot share the {config.shared_across_groups} weights across groups; export it by "
+            "scripts/export.py --unshare first, which gives each group a copy of its own."
         )
     _check_groups(config)
     known = {field.name for field in dataclasses.fields(config)} | _ABOUT_FILES

@@ -122,7 +122,7 @@ class TensorBundle:
         if entry.partitioned:
             raise UserError(f"{where} is partitioned; save the model with TensorFlow from one unpartitioned variable.")
         if entry.dtype not in _DTYPES:
-            raise UserError(f"{where} has type {self.dtype(name)}, which cannot be read here; leave it out.")
+            raise UserError(f"{where} has type {self.dtype(name)}, which cannot be read here; save it without.")
         dtype = _DTYPES[entry.dtype]
         if math.prod(entry.shape) * dtype.itemsize != entry.size:
             raise UserError(f"the index of {self._prefix} contradicts itself about {name}; copy or download it again.")
@@ -143,7 +143,7 @@ class TensorBundle:
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
-            raise UserError(f"{self._prefix} has no variable {name}; it has {len(self._entries)} others.")
+            raise UserError(f"{self._prefix} has no variable {name}; name one of its {len(self._entries)}.")
         return self._entries[name]
 
 
@@ -273,7 +273,9 @@ def _read_header(message: bytes | None, index: str) -> int:
         elif number == 3:
             for _, version in _read_fields(value, {2: _VARINT}):  # min_consumer
                 if version > _VERSION:
-                    raise UserError(f"{index} asks for a reader of format {version}; only {_VERSION} is known here.")
+                    raise UserError(
+                        f"{index} asks for a reader of format {version}; save it again in format {_VERSION}."
+                    )
     return shards
 
 

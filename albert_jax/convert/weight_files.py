@@ -109,8 +109,8 @@ def _read_pickle(path: pathlib.Path) -> Weights:
         import torch
     except ImportError as e:
         raise UserError(
-            f"{path} is a pickle, which only torch opens safely; pip install -e '.[torch]' in the checkout, or save the "
-            "model anew by transformers, which writes model.safetensors."
+            f"{path} is a pickle, which only torch opens safely; pip install -e '.[torch]' in the checkout, or save "
+            "the model anew by transformers, which writes model.safetensors."
         ) from e
     try:
         # Unpickles nothing but tensors and containers: a pickle that would run code is refused before it does.

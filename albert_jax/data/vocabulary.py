@@ -47,7 +47,7 @@ class Vocabulary:
         try:
             processor.LoadFromSerializedProto(path.read_bytes())
         except (RuntimeError, OSError) as e:
-            raise UserError(f"{path} is not a SentencePiece model ({str(e).splitlines()[0]}).") from e
+            raise UserError(f"{path} is not a SentencePiece model ({str(e).splitlines()[0]}); give another.") from e
         check_special_ids(processor, path)
         pieces = [processor.id_to_piece(i) for i in range(len(processor))]
         special = {*SPECIAL_IDS.values()}  # some vocabularies have them as user-defined symbols

@@ -170,7 +170,9 @@ def _fused(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) 
     """The context [B, S, N, D] of bfloat16 q, k and v [B, S, N, D] by cuDNN."""
     if visible is not None:
         if q.shape[1] % 2:
-            raise UserError(f"attention 'cudnn' takes masked rows of an even length, not of {q.shape[1]} slots.")
+            raise UserError(
+                f"attention 'cudnn' takes masked rows of an even length, not of {q.shape[1]} slots; pad them."
+            )
         # cuDNN adds the mask as a bias, which must have a row for each query; heads share it.
         visible = jnp.broadcast_to(visible, (q.shape[0], 1, q.shape[1], q.shape[1]))
     return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation="cudnn")

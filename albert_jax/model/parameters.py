@@ -46,7 +46,7 @@ def with_parameters(model: Model, values: Mapping[str, Any]) -> Model:
         if np.shape(given[name]) != np.shape(flat[path].get_value()):
             raise UserError(
                 f"parameter {'/'.join(name)} has shape {np.shape(given[name])} where the model's configuration wants "
-                f"{np.shape(flat[path].get_value())}."
+                f"{np.shape(flat[path].get_value())}; check the model's configuration."
             )
     new = nnx.from_flat_state([(path, flat[path].replace(jnp.asarray(given[name]))) for name, path in names.items()])
     return nnx.merge(graph, new)

@@ -316,7 +316,7 @@ class FlaxAlbertPreTrainedModel:
         if torn:
             raise UserError(
                 f"{source} lacks {len(torn)} parameters of the encoder, such as {checkpoint.spell(torn[0])}; it is not "
-                "whole, or config.json is another model's."
+                "whole, or config.json is another model's; copy both again."
             )
         foreign = [path for path in fitted.unexpected if "encoder" in path or "embeddings" in path]
         if foreign:

@@ -80,7 +80,8 @@ def _read_spiece(path: pathlib.Path) -> Any:
         raise UserError(f"{path} was trained with unusual white-space rules; train it with SentencePiece's defaults.")
     if trainer.treat_whitespace_as_suffix or trainer.byte_fallback or any(p.type == p.UNUSED for p in proto.pieces):
         raise UserError(
-            f"{path} uses byte fallback, white-space suffixes or unused pieces, which ALBERT does not have."
+            f"{path} uses byte fallback, white-space suffixes or unused pieces, which ALBERT does not have; train "
+            "one with `python -m pretrain_data vocab`."
         )
     return proto
 

@@ -171,7 +171,7 @@ def _fitting(checkpoint: Checkpoint, config: AlbertConfig) -> Flat:
     if torn:
         raise UserError(
             f"{checkpoint.source} lacks {len(torn)} parameters of the encoder, such as {checkpoint.spell(torn[0])}; "
-            "it is not whole, or its configuration is another model's."
+            "it is not whole, or its configuration is another model's; copy both again."
         )
     foreign = [name for name in fitted.unexpected if "encoder" in name or "embeddings" in name]
     if foreign:

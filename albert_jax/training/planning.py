@@ -105,7 +105,9 @@ def topology_devices(chips: Slice) -> list[Any]:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=chips.topology, **options)
     except Exception as e:
-        raise UserError(f"libtpu has no topology {chips.topology} ({str(e).splitlines()[0]}).") from e
+        raise UserError(
+            f"libtpu has no topology {chips.topology} ({str(e).splitlines()[0]}); name another slice."
+        ) from e
     return list(found.devices)
 
 
