@@ -34,6 +34,7 @@ class UserError(ValueError):
     status = 2
 
     def __init__(self, sentence: str) -> None:
+        sentence = sentence.rstrip()
         super().__init__(sentence if sentence.endswith((".", "?")) else f"{sentence}.")
 
 

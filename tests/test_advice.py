@@ -58,10 +58,8 @@ MESSAGES = [
 
 
 def known_flags() -> set[str]:
-    names = [
-        n.args[0].value for _, n in CALLS if called(n).startswith("DEFINE_") and isinstance(n.args[0], ast.Constant)
-    ]
-    options = [a.value for _, n in CALLS if called(n) == "add_argument" for a in n.args if isinstance(a, ast.Constant)]
+    names = [template(n.args[0]) for _, n in CALLS if called(n).startswith("DEFINE_")]
+    options = [template(a) for _, n in CALLS if called(n) == "add_argument" for a in n.args]
     shell = [f for file in ROOT.glob("scripts/*.sh") for f in re.findall(r"^#  +(--[\w-]+)", file.read_text(), re.M)]
     return {*(f"--{name}" for name in names), *options, *shell}
 

@@ -179,7 +179,7 @@ def test_the_card_states_what_the_model_was_trained_on_and_how_well(exported: pa
     assert resolved["optimizer"]["name"] == "lamb" and resolved["model"]["hidden_size"] == 32
 
 
-def card_of(records: list[dict[str, Any]], told: Told = NOTHING_TOLD, **fields: Any) -> str:
+def card_of(records: list[dict[str, Any]], fields: dict[str, str], told: Told = NOTHING_TOLD) -> str:
     """The card of a run with some fields changed."""
     config = pretraining(ARCHITECTURE)
     config.update_from_flattened_dict(fields)
@@ -201,7 +201,7 @@ UNCOUNTED = {"eval_sop_loss": 0.0, "eval_sop_accuracy": 0.0, "eval_sop_low": 0.0
 def test_a_card_says_nothing_of_pairs_where_none_had_a_label(order: str, count: dict[str, int]) -> None:
     trained = {"step": 5, "kind": "train", "mlm_loss": 6.0, "sop_loss": 0.0}
     evaluated = {"step": 5, "kind": "eval", "eval_mlm_loss": 6.5, "eval_mlm_count": 9} | UNCOUNTED | count
-    card = card_of([trained, evaluated], **{"data.sentence_order": order})
+    card = card_of([trained, evaluated], {"data.sentence_order": order})
     told = card.split("## Configuration")[0].lower()
     assert not re.search("sop|nsp|sentence order|next sentence|swapped|label 1", told), told
     assert "| mlm loss | 6.5000 |" in card and "were not trained by this run" in card
@@ -217,7 +217,7 @@ def test_a_card_says_nothing_of_pairs_where_none_had_a_label(order: str, count: 
 )
 def test_a_card_names_pairs_as_they_were_trained(order: str, objective: str, label: str) -> None:
     evaluated = {"step": 5, "kind": "eval", "eval_sop_loss": 0.5, "eval_sop_low": 0.25, "eval_sop_count": 9}
-    card = card_of([evaluated], **{"data.sentence_order": order})
+    card = card_of([evaluated], {"data.sentence_order": order})
     name = "nsp" if order == "nsp" else "sop"
     assert f"on {objective} with" in card and f"| objective | {objective}; label 1: {label} |" in card
     assert f'class 1 "{label}"' in card and f"| {name} loss | 0.5000 |" in card
@@ -227,7 +227,7 @@ def test_a_card_names_pairs_as_they_were_trained(order: str, objective: str, lab
 def test_a_card_says_what_whoever_exports_knows_and_where_nothing_lay() -> None:
     places = ["/home/me/data", "/home/me/v.model", "/home/me/old@7", "/home/me/base"]
     fields = dict(zip(["data.path", "data.vocab", "branch_from", "init_from"], places, strict=True))
-    card = card_of([], Told(["tr", "en"], "cc-by-4.0", "Bir [MASK] 'var'."), **fields)
+    card = card_of([], fields, Told(["tr", "en"], "cc-by-4.0", "Bir [MASK] 'var'."))
     facts = yaml.safe_load(card.split("---")[1])
     assert facts["language"] == ["tr", "en"] and facts["license"] == "cc-by-4.0"
     assert facts["widget"] == [{"text": "Bir [MASK] 'var'."}]

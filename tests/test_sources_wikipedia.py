@@ -693,7 +693,7 @@ def test_xml_that_is_damaged_is_named(tmp_path, spoil, why):
         collect(MediaWikiDump(str(path), "w"), ReadLog(QUARANTINE))
     sentence = str(told.value)
     assert sentence.startswith(f"{str(path)!r} is no whole dump of MediaWiki (") and why in sentence
-    assert sentence.endswith("compare its checksum and fetch it again") and "\n" not in sentence
+    assert sentence.endswith("compare its checksum and fetch it again.") and "\n" not in sentence
 
 
 def test_damaged_ranges_are_named(tmp_path, small_parts):

@@ -105,7 +105,7 @@ def _objective(order: str) -> str:
 
 
 def _front_matter(told: Told) -> str:
-    example = {"widget": [{"text": told.example}]} if told.example else {}
+    example: dict[str, Any] = {"widget": [{"text": told.example}]} if told.example else {}
     data = ModelCardData(
         language=list(told.languages) or None,
         license=told.licence or "unknown",
