@@ -221,11 +221,34 @@ def _mean(records: list[dict[str, Any]]) -> dict[str, Any]:
     return last | {name: statistics.fmean(column) if column else math.nan for name, column in columns.items()}
 
 
+_NSP = {
+    "Sentence order": "Next sentences",
+    "sentence order": "next sentences",
+    "Half the pairs are swapped.": "In half the pairs B is from another document.",
+}
+_BOTH = {
+    "Sentence order": "Sentence order or next sentences",
+    "sentence order": "sentence order or next sentences",
+    "Half the pairs are swapped.": "In half the pairs B comes before A or from another document.",
+}
+
+
+def worded(text: str, runs: Sequence[Run]) -> str:
+    """A title or caption that is about sentence order, for what these runs learn of pairs."""
+    orders = {run.identity["config"]["data"].get("sentence_order", "sop") for run in runs} - {"none"}
+    if not orders:
+        return text.replace("plus sentence order", "alone")
+    for words, instead in (_NSP if orders == {"nsp"} else _BOTH if "nsp" in orders else {}).items():
+        text = text.replace(words, instead)
+    return text
+
+
 def figures(runs: Sequence[Run]) -> list[str]:
     """A <figure> for each value that any of the runs has recorded."""
     lines = {run.name: thinned(run.records) for run in runs}
     made = []
     for name, title, scale, caption in _CURVES:
+        title, caption = worded(title, runs), worded(caption, runs)
         if any(name in record or f"eval_{name}" in record for records in lines.values() for record in records):
             svg = drawn(title, functools.partial(_draw, runs=runs, lines=lines, name=name, scale=scale))
             # Its black becomes the page's colour of text.
@@ -292,7 +315,7 @@ def _reached(run: Run) -> dict[str, str]:
         "training loss": _number(run.last("loss")),
         "validation, masked words": _number(run.last("eval_mlm_loss"), " nats")
         + (f", {_share(run.last('eval_mlm_accuracy'))} right" if run.last("eval_mlm_accuracy") is not None else ""),
-        "validation, sentence order": _order(run),
+        **({worded("validation, sentence order", [run]): told} if (told := _order(run)) != _NONE else {}),
         "parameters": f"{model.pretraining_parameters():,} ({model.encoder_parameters():,} in the encoder)",
         "rows a step": _rows(run),
         "matmul FLOPs so far": _flops(train),

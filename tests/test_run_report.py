@@ -146,6 +146,28 @@ def test_every_curve_of_the_run_is_drawn_in_the_pages_own_colour_of_text(page):
     assert "#000000" not in page and "currentColor" in page and "prefers-color-scheme: dark" in page
 
 
+@pytest.mark.parametrize(
+    ("order", "there", "absent"),
+    [
+        (
+            "nsp",
+            ["Next sentences, loss", "In half the pairs B is from another document.", "validation, next"],
+            "swapped",
+        ),
+        ("none", ["Masked words alone, in nats"], "validation, sentence order"),
+    ],
+)
+def test_captions_follow_what_is_learned_of_pairs(order: str, there: list[str], absent: str, tmp_path: pathlib.Path):
+    workdir = begin(tmp_path / "w", **{"data.sentence_order": order})
+    found = {"mlm_loss": 7.0} | ({} if order == "none" else {"sop_loss": 0.5, "sop_accuracy": 0.7})
+    with Telemetry(workdir, steps=60) as telemetry:
+        telemetry.log(10, {"loss": 8.0, **found}, {"seconds": 1.0})
+        telemetry.evaluation(10, found, 1.0)
+    page = page_of(tmp_path, workdir).split("<h2>Config</h2>")[0].lower()
+    assert [words for words in there if words.lower() not in page] == []
+    assert absent not in page and "sentence order" not in page
+
+
 def test_the_overview_says_how_far_the_run_is_and_what_it_reached(page):
     found = facts(page)
     assert found["step"] == ["60 of 60, finished"]
