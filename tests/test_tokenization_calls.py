@@ -336,3 +336,39 @@ def test_the_vocabulary_is_saved_under_transformers_name(ours: AlbertTokenizer, 
     alone = AlbertTokenizer(tmp_path / "saved" / "tokenizer.json")
     again = AlbertTokenizer(alone.save_vocabulary(tmp_path)[0])
     assert again.encode_sentences(corpus()[::20]) == ours.encode_sentences(corpus()[::20])
+
+
+# --- padding what was encoded before ----------------------------------------------------------------------------------
+
+
+def test_pad_fills_up_rows_as_transformers_does(ours: AlbertTokenizer) -> None:
+    long, short = ({name: value for name, value in ours(text).items()} for text in (LONG, SHORT))
+    ids = [{"input_ids": row["input_ids"], "label": number} for number, row in enumerate((long, short))]
+    calls: Calls = [
+        ("pad", [[long, short]], {}),
+        ("pad", [{name: [long[name], short[name]] for name in long}], {"pad_to_multiple_of": 8}),
+        ("pad", [ids], {"padding": "max_length", "max_length": 90, "padding_side": "left"}),
+        ("pad", [ids], {"padding": "longest", "return_attention_mask": False}),
+        ("pad", [short], {"padding": "max_length", "max_length": 20}),
+        ("pad", [[long, short]], {"padding": False}),
+        ("pad", [[long, short]], {"return_tensors": "np"}),
+        ("pad", [[{"attention_mask": [1]}]], {}),
+    ]
+    check_calls(ours, "slow", calls)
+
+
+def test_transformers_collators_take_the_tokenizer(ours: AlbertTokenizer) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    rows = [dict(ours(text)) for text in (SHORT, LONG)]
+    length = max(len(row["input_ids"]) for row in rows)
+    batch = transformers.DataCollatorWithPadding(ours)([row | {"label": 0.5} for row in rows])
+    assert batch["input_ids"].shape == (2, length) and batch["labels"].tolist() == [0.5, 0.5]
+    labels = [row | {"labels": [3] * len(row["input_ids"])} for row in rows]
+    batch = transformers.DataCollatorForTokenClassification(ours)(labels)
+    assert batch["labels"].shape == (2, length) and batch["labels"][0, -1] == -100
+    torch.manual_seed(0)
+    batch = transformers.DataCollatorForLanguageModeling(ours, mlm_probability=0.5)(rows)
+    predicted = batch["labels"] != -100
+    assert predicted.any() and (batch["input_ids"][predicted] == ours.mask_token_id).float().mean() > 0.5
+    assert not predicted[batch["input_ids"] == ours.cls_token_id].any()

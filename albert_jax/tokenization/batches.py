@@ -259,12 +259,30 @@ class BatchEncoding(collections.UserDict[str, Any]):
         return self._rows[batch_index].encoding.sequence_ids
 
 
+# What stands where a row is filled up; other values are left as they are.
+_FILLS = {"input_ids": PAD, "token_type_ids": 0, "attention_mask": 0, "special_tokens_mask": 1}
+
+
+def padded(data: dict[str, list[Any]], padding: Padding) -> dict[str, list[Any]]:
+    """Rows that were made before, filled up to one length; those that are longer stay, as in transformers."""
+    length = padding.length or max(map(len, data["input_ids"]), default=0)
+    if padding.multiple:
+        length = -(-length // padding.multiple) * padding.multiple
+    filled = dict(data)
+    for name in _FILLS.keys() & data.keys():
+        fills = ([_FILLS[name]] * (length - len(row)) for row in data[name])
+        left = padding.side == "left"
+        filled[name] = [fill + row if left else row + fill for fill, row in zip(fills, data[name], strict=True)]
+    return filled
+
+
 def as_arrays(data: dict[str, list[Any]], kind: str) -> dict[str, Any]:
     """The values as arrays.
 
     Args:
       data: lists of numbers, or of equally long lists.
-      kind: "np" for NumPy (int64, as transformers has it), "jax" (int32) or "pt" for PyTorch (int64).
+      kind: "np" for NumPy (int64, as transformers has it), "jax" (int32) or "pt" for PyTorch (int64); values that are
+        no whole numbers are float32 in each.
 
     Raises:
       UserError: where lengths differ, `kind` is another, or its package is not installed.
@@ -274,7 +292,8 @@ def as_arrays(data: dict[str, list[Any]], kind: str) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     for name, values in data.items():
         try:
-            arrays[name] = np.asarray(values, dtype=np.int64)
+            array = np.asarray(values)
+            arrays[name] = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
         except ValueError as e:
             raise UserError(
                 f"return_tensors={kind!r} needs rows of one length, and those of {name} differ; give padding=True, and "
@@ -283,7 +302,8 @@ def as_arrays(data: dict[str, list[Any]], kind: str) -> dict[str, Any]:
     if kind == "jax":
         import jax.numpy as jnp  # here because it takes seconds, and most callers want lists
 
-        return {name: jnp.asarray(array, dtype=jnp.int32) for name, array in arrays.items()}
+        whole = {name: array.astype(np.int32) if array.dtype.kind == "i" else array for name, array in arrays.items()}
+        return {name: jnp.asarray(array) for name, array in whole.items()}
     if kind == "pt":
         try:
             import torch

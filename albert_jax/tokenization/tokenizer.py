@@ -7,7 +7,7 @@ import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self, overload
 
 import numpy as np
@@ -22,6 +22,7 @@ from albert_jax.tokenization.batches import (
     Padding,
     Truncation,
     as_arrays,
+    padded,
     values,
 )
 from albert_jax.tokenization.cleaning import Cleaning
@@ -351,6 +352,40 @@ class AlbertTokenizer:
             _check_text(text)
         return self(text, text_pair, add_special_tokens, **options)["input_ids"]
 
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """Fills up what was encoded before, as transformers' data collators ask for it; `verbose` changes nothing.
+
+        Args:
+          encoded_inputs: a dict of lists or arrays with `input_ids`, of one row or of B, or B dicts of one row each;
+            what is neither ids, types nor a mask is left as it is.
+          padding, max_length, pad_to_multiple_of, padding_side, return_tensors: as for `__call__`.
+          return_attention_mask: True or False where `model_input_names` does not say it right.
+
+        Raises:
+          UserError: where there are no `input_ids`, rows have different names, or as `__call__`.
+        """
+        data = _joined(encoded_inputs)
+        single = not isinstance(next(iter(data["input_ids"]), []), list)
+        if single:
+            data = {name: [value] for name, value in data.items()}
+        if self._wants("attention_mask", return_attention_mask):
+            data.setdefault("attention_mask", [[1] * len(row) for row in data["input_ids"]])
+        fill = self._padding(padding, None, max_length, pad_to_multiple_of, padding_side)
+        data = padded(data, fill) if fill else data
+        if return_tensors is not None:
+            return BatchEncoding(as_arrays(data, return_tensors))
+        return BatchEncoding({name: value[0] for name, value in data.items()} if single else data)
+
     def _encoded(self, texts: list[Any], split: bool, offsets: bool) -> list[EncodedText]:
         """One side of a batch."""
         encoded = self._segmenter.encode_words(texts) if split else self._segmenter.encode(texts)
@@ -599,6 +634,21 @@ AlbertTokenizerFast = AlbertTokenizer
 
 
 # --- what the class's methods share -----------------------------------------------------------------------------------
+
+
+def _joined(encoded: Any) -> dict[str, Any]:
+    """What `pad` is given, as one dict of lists."""
+    rows = [encoded] if isinstance(encoded, Mapping) else list(encoded)
+    names = list(rows[0]) if rows and all(isinstance(row, Mapping) for row in rows) else []
+    if "input_ids" not in names or any(row.keys() != rows[0].keys() for row in rows):
+        raise UserError(
+            f"pad needs dicts that have the same names, input_ids among them, and not {sorted(map(str, names))}; give "
+            "what the tokenizer returned."
+        )
+    lists = [
+        {name: value.tolist() if hasattr(value, "tolist") else value for name, value in row.items()} for row in rows
+    ]
+    return lists[0] if isinstance(encoded, Mapping) else {name: [row[name] for row in lists] for name in names}
 
 
 def _inputs(text: Any, pair: Any, split: bool) -> tuple[list[Any], list[Any] | None, bool]:
