@@ -25,7 +25,7 @@ from pretrain_data.assembly import check_output
 from pretrain_data.builder import Options, build
 from pretrain_data.progress import documents_of
 from pretrain_data.repair import repair
-from pretrain_data.sentences import SentenceSplitter
+from pretrain_data.sentences import Splitters
 from pretrain_data.sources.base import QUARANTINE, BadCount, ReadLog, Source
 from pretrain_data.sources.opening import open_sources
 from pretrain_data.vocabulary import RESERVED, train_vocabulary
@@ -100,21 +100,30 @@ def _source_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "lines": arguments.lines,
         "documents": arguments.documents,
         "field": arguments.field,
-        "language": arguments.language,
+        **_languages(arguments.language),
         "tfds_data_dir": arguments.tfds_data_dir,
     }
 
 
+def _languages(given: Sequence[str]) -> dict[str, Any]:
+    """The language of all sources, and of those that are named with one of their own."""
+    own = dict(one.split("=", 1) for one in given if "=" in one)
+    of_all = [one for one in given if "=" not in one] or ["en"]
+    if len(of_all) + len(own) < max(1, len(given)) or len(of_all) > 1:
+        raise UserError(f"--language {' '.join(given)} names a language twice; give one, and NAME=CODE for each source")
+    return {"language": of_all[0], "languages": own}
+
+
 def _opened(options: dict[str, Any]) -> tuple[list[Source], list[Source]]:
     """The sources, and those for validation."""
-    splitter = SentenceSplitter(options["language"])
+    splitters = Splitters(options["language"], options["languages"])
     opened, said = [], list[str]()
     for specs in (options["specs"], options["validation"]):
         sources, about = open_sources(
             specs,
             lines=options["lines"],
             field=options["field"],
-            splitter=splitter,
+            splitters=splitters,
             documents=options["documents"],
             tfds_data_dir=options["tfds_data_dir"],
         )
@@ -123,8 +132,15 @@ def _opened(options: dict[str, Any]) -> tuple[list[Source], list[Source]]:
     in_paragraphs = [source for sources in opened for source in sources if source.lines == "paragraph"]
     for source in in_paragraphs:  # a script without sentence marks is refused now, not after hours of other passes
         for line in itertools.islice(_lines(source), 100):
-            splitter.split(line)
-    print(*said, *([splitter.describe()] if in_paragraphs else []), sep="\n", flush=True)
+            splitters.of(source.name).split(line)
+    names = {source.name for sources in opened for source in sources}
+    if unknown := options["languages"].keys() - names:
+        raise UserError(
+            f"--language {min(unknown)}={options['languages'][min(unknown)]} names no source; the sources are "
+            f"{', '.join(sorted(names))}"
+        )
+    said += dict.fromkeys(splitters.of(source.name).describe() for source in in_paragraphs)
+    print(*said, sep="\n", flush=True)
     return opened[0], opened[1]
 
 
@@ -181,10 +197,11 @@ def _vocab(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     bad = BadCount()
     log = ReadLog(arguments.on_bad_record, bad)
-    sources, _ = _opened(_source_options(arguments))
+    named = _source_options(arguments)
+    sources, _ = _opened(named)
     _warn_of_cleaning(sources, Cleaning.named(arguments.cleaning), "give --cleaning unicode to keep them")
     report = train_vocabulary(
-        _sentences(sources, SentenceSplitter(arguments.language), log),
+        _sentences(sources, Splitters(named["language"], named["languages"]), log),
         out,
         size=arguments.size,
         cleaning=arguments.cleaning,
@@ -202,10 +219,10 @@ def _vocab(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _sentences(sources: list[Source], splitter: SentenceSplitter, log: ReadLog) -> Iterator[str]:
+def _sentences(sources: list[Source], splitters: Splitters, log: ReadLog) -> Iterator[str]:
     for source, document in documents_of(sources, "reading", log):
         for line in document.lines:
-            yield from [line] if source.lines == "sentence" else splitter.split(line)
+            yield from [line] if source.lines == "sentence" else splitters.of(source.name).split(line)
 
 
 # --- build and repair -------------------------------------------------------------------------------------------------
@@ -227,7 +244,8 @@ def _build(arguments: argparse.Namespace) -> int:
     cleaning = Cleaning.named(tokenizer.cleaning, tokenizer.do_lower_case, tokenizer.keep_accents)
     _warn_of_cleaning(sources, cleaning, "train a vocabulary with --cleaning unicode to keep them")
     options = Options(
-        language=arguments.language,
+        language=named["language"],
+        languages=named["languages"],
         validation_fraction=0.01 if arguments.validation_fraction is None else arguments.validation_fraction,
         validation_overlap=arguments.validation_overlap,
         near_duplicates=arguments.drop_near_duplicates,

@@ -94,7 +94,13 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         default="detect",
         help="what ends a document of plain text besides the end of its file: a blank line, a line's end, or nothing",
     )
-    parser.add_argument("--language", default="en", help="ISO 639 code, for sentence boundaries inside paragraphs")
+    parser.add_argument(
+        "--language",
+        action="append",
+        default=[],
+        metavar="[NAME=]CODE",
+        help="ISO 639 code, for sentence boundaries inside paragraphs, en if not given; of one source by its name",
+    )
     parser.add_argument("--tfds-data-dir", help="where TFDS keeps its data sets, if not in ~/tensorflow_datasets")
     parser.add_argument(
         "--on-bad-record",

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pretrain_data.assembly import FORMAT, assemble, check_output, collect, plac
 from pretrain_data.duplicates import find_duplicates
 from pretrain_data.holdout import MAX_SHARED, SHINGLE_WORDS, HeldOut, choose, settle
 from pretrain_data.passes import Job, result
+from pretrain_data.sentences import Splitters
 from pretrain_data.sources.base import STOP, Source
 from pretrain_data.summary import Summary
 from pretrain_data.workers import Here, Processes, Workers, cores
@@ -35,6 +36,7 @@ class Options:
 
     Attributes:
         language: ISO 639 code, for sentences inside paragraphs.
+        languages: source's name -> its code, where it has another.
         validation_fraction: expected share of documents held out, in [0, 1); 0 holds none out.
         validation_overlap: the share of its runs of words that a held-out document may have in common with training.
         near_duplicates: leave out documents that nearly repeat another one.
@@ -42,6 +44,7 @@ class Options:
     """
 
     language: str = "en"
+    languages: dict[str, str] = field(default_factory=dict)
     validation_fraction: float = 0.01
     validation_overlap: float = MAX_SHARED
     near_duplicates: bool = False
@@ -132,7 +135,7 @@ def make_job(
         parts=tuple(parts),
         tokenizer=tokenizer,
         model=_model_of(tokenizer),
-        language=options.language,
+        splitters=Splitters(options.language, options.languages),
         validation_fraction=0.0 if validation else options.validation_fraction,
         validation_overlap=options.validation_overlap,
         near_duplicates=options.near_duplicates,

@@ -27,7 +27,7 @@ from pretrain_data import shards
 from pretrain_data.duplicates import Duplicates, signatures
 from pretrain_data.holdout import Candidates, Shingler, contains, content_hash, seen_in_training
 from pretrain_data.records import Counts, Encoder
-from pretrain_data.sentences import SentenceSplitter
+from pretrain_data.sentences import Splitters
 from pretrain_data.sources.base import BadCount, BadRecord, Document, Part, ReadLog, Source
 from pretrain_data.workplace import Workplace
 
@@ -50,7 +50,7 @@ class Job:
         parts: (number of the source, part), in corpus order.
         tokenizer: decides the ids and the cleaning.
         model: its spiece.model, which goes into the data set whatever becomes of the file meanwhile.
-        language: of the sentences inside paragraphs.
+        splitters: for the sources whose lines are paragraphs.
         validation_fraction: expected share of documents held out, 0 where validation has sources or there is none.
         validation_overlap: see `pretrain_data.builder.Options`.
         near_duplicates: whether documents that nearly repeat another one are left out.
@@ -63,7 +63,7 @@ class Job:
     parts: tuple[tuple[int, Part], ...]
     tokenizer: AlbertTokenizer
     model: bytes
-    language: str
+    splitters: Splitters
     validation_fraction: float
     validation_overlap: float
     near_duplicates: bool
@@ -92,11 +92,6 @@ class Job:
         """A part's documents in order."""
         source, part = self.parts[number]
         return self.sources[source].read(part, log)
-
-    @functools.cached_property
-    def splitter(self) -> SentenceSplitter:
-        """For sources whose lines are paragraphs."""
-        return SentenceSplitter(self.language)
 
     @functools.cached_property
     def starts_word(self) -> np.ndarray:
@@ -261,6 +256,7 @@ def _batches(
 ) -> Iterator[list[tuple[Document, int, list[str]]]]:
     """Yields runs of (document, its key, its sentences) of some thousand sentences, or fewer if they are long."""
     source = job.sources[job.parts[number][0]]
+    splitter = job.splitters.of(source.name) if source.lines == "paragraph" else None
     batch: list[tuple[Document, int, list[str]]] = []
     size = characters = 0
     for ordinal, document in enumerate(job.documents(number, log)):
@@ -269,7 +265,7 @@ def _batches(
             dropped["duplicates"] += 1
             continue
         lines = document.lines
-        sentences = lines if source.lines == "sentence" else [s for line in lines for s in job.splitter.split(line)]
+        sentences = lines if splitter is None else [s for line in lines for s in splitter.split(line)]
         batch.append((document, key, sentences))
         size += len(sentences)
         characters += _characters(document)

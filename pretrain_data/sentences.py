@@ -34,9 +34,10 @@ no second splitter to choose. The corrections were written with the errors on th
 show less of their gain.
 """
 
+import functools
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate, pairwise
 
 import icu
@@ -82,6 +83,22 @@ _UNUSUAL_START = re.compile(r"\.(?:(?<=[^\W\d_]{5}\.)\s++(?=[^\W_])|(?<=[^\W\d_]
 _BEFORE_INITIAL = ".-‐/'’"
 _FIRST_CJK = "\u2e80"  # where the scripts begin that are written without spaces even between sentences
 _LOOK_BACK = 64  # characters before a candidate that are looked at, so that each costs the same
+
+
+class Splitters:
+    """The splitters of a corpus, made when they are asked for.
+
+    Args:
+        language: of sources without one of their own.
+        own: source's name -> language.
+    """
+
+    def __init__(self, language: str, own: Mapping[str, str]) -> None:
+        self._language, self._own = language, own
+
+    def of(self, source: str) -> "SentenceSplitter":
+        """The splitter for a source, by its name."""
+        return _splitter(self._own.get(source, self._language))
 
 
 class SentenceSplitter:
@@ -228,3 +245,8 @@ def _listed(locale: icu.Locale) -> list[str]:
     except icu.ICUError:
         return []
     return [entries.getStringEx(index) for index in range(entries.getSize())]
+
+
+@functools.cache
+def _splitter(language: str) -> SentenceSplitter:
+    return SentenceSplitter(language)

@@ -290,7 +290,7 @@ def test_a_job_can_be_sent_to_other_processes(corpus: Path, vocab: Path, tmp_pat
 
     tokenizer = AlbertTokenizer.from_pretrained(vocab)
     job = make_job([PythonDocs(packages=())], [], tokenizer, Options(), Workplace(str(tmp_path / "out")))
-    assert job.splitter.split("One. Two.") == ["One.", "Two."]
+    assert job.splitters.of("any").split("One. Two.") == ["One.", "Two."]
     again = pickle.loads(pickle.dumps(job))
     assert again.parts == job.parts
     assert passes.result("scan", 3) == "scan/000003"

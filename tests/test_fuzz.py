@@ -49,7 +49,7 @@ from albert_jax.tokenization import AlbertTokenizer, clean
 from pretrain_data import holdout, passes, shards, vocabulary
 from pretrain_data.builder import Options, build
 from pretrain_data.records import MAX_RECORD_TOKENS, Encoder
-from pretrain_data.sentences import SentenceSplitter
+from pretrain_data.sentences import SentenceSplitter, Splitters
 from pretrain_data.sources import base, files, text
 from pretrain_data.sources.base import Source
 from pretrain_data.sources.opening import open_sources
@@ -846,11 +846,11 @@ def run_case(seed: int, folder: Path, vocabs: list[Vocab]) -> list[str]:
     vocab = rng.choice(vocabs)
     with pytest.MonkeyPatch.context() as patching:
         patch(patching, rng, case)
-        splitter = SentenceSplitter(case.options.language)
+        splitters = Splitters(case.options.language, {})
         data, options = folder / "data", case.options
         reading = None
         try:
-            sources, _ = open_sources(case.specs, lines=case.lines, field=case.field, splitter=splitter)
+            sources, _ = open_sources(case.specs, lines=case.lines, field=case.field, splitters=splitters)
             reading = read_slowly(case, sources)
             build(sources, vocab.tokenizer, str(data), options, weights=case.weights, workers=1)
         except UserError as error:

@@ -27,6 +27,7 @@ from albert_jax.tokenization.vocabulary import parse_vocabulary
 from albert_jax.training.data import open_data
 from albert_jax.training.recipe import pretraining
 from pretrain_data.__main__ import main
+from pretrain_data.sentences import SentenceSplitter
 from pretrain_data.show import with_data
 from tests.corpora import (
     NOUNS,
@@ -430,3 +431,34 @@ def test_documents_of_one_sentence_are_warned_of_with_the_reasons_counted(
     caplog.clear()
     open_data(recipe_of(tmp_path / "data", **{"data.sentence_order": "none"}))
     assert "sentence order" not in caplog.text
+
+
+def test_each_source_is_divided_by_the_rules_of_its_own_language(
+    vocab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # "3." is an ordinal in German and ends a sentence in English, "Mr." the other way round.
+    paragraph = "Er kam am 3. Oktober an. It was Mr. Smith. They went home."
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{paragraph} {n}" for n in range(20)) + "\n")
+    sources = [argument for name in ("a", "b") for argument in ("--source", f"{name}={tmp_path / name}.txt")]
+    command = ["build", *sources, "--vocab", str(vocab), "--lines", "paragraph", "--validation-fraction", "0"]
+    options = ["--language", "en", "--language", "b=de"]
+    assert main([*command, *options, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "abbreviations for 'en'" in said and "abbreviations for 'de'" in said
+    split = {"a": SentenceSplitter("en"), "b": SentenceSplitter("de")}
+    wanted = {
+        name: [sentencepiece_ids(vocab, s) for n in range(20) for s in own.split(f"{paragraph} {n}")]
+        for name, own in split.items()
+    }
+    assert wanted["a"] != wanted["b"]
+    for name, expected in wanted.items():
+        found = [tokens for id, tokens in sentences_of(tmp_path / "out", "train") if id.startswith(f"{name}.txt:")]
+        assert found == expected
+    shard = next((tmp_path / "out").glob("*train*"))
+    before = shard.read_bytes()
+    shard.write_bytes(before[:-50])
+    assert main(["repair", str(tmp_path / "out")]) == 0 and shard.read_bytes() == before
+    for bad, message in (("c=de", "names no source; the sources are a, b"), ("fr", "names a language twice")):
+        assert main([*command, *options, "--language", bad, "--out", str(tmp_path / "x")]) == 2
+        assert message in capsys.readouterr().err

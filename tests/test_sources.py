@@ -56,7 +56,10 @@ AWKWARD = [
 
 
 class Splitter:
-    """Sentences end in a period and a space."""
+    """Sentences end in a period and a space, in every source."""
+
+    def of(self, source: str) -> "Splitter":
+        return self
 
     def split(self, paragraph: str) -> list[str]:
         return re.split(r"(?<=\.) ", paragraph)
@@ -74,7 +77,7 @@ def text_of(document: Document) -> str:
 
 
 def opened(*specs: object, lines: str = "sentence", field: str = "text", **more: object) -> list[Source]:
-    return open_sources([str(spec) for spec in specs], lines=lines, field=field, splitter=Splitter(), **more)[0]  # type: ignore[arg-type]
+    return open_sources([str(spec) for spec in specs], lines=lines, field=field, splitters=Splitter(), **more)[0]  # type: ignore[arg-type]
 
 
 def blocks(content: bytes) -> list[tuple[int, list[str]]]:
@@ -589,13 +592,13 @@ def test_detect_tells_sentences_from_paragraphs_for_each_source_and_says_why(tmp
         [str(tmp_path / name) for name in ("s.txt", "p.jsonl", "q.parquet")],
         lines="detect",
         field="text",
-        splitter=Splitter(),
+        splitters=Splitter(),
     )
     assert [source.lines for source in sources] == ["sentence", "paragraph", "paragraph"]
     assert said[0].startswith("lines of s: one sentence a line, because 0% of 60 sample lines")
     assert said[1].startswith("lines of p: one paragraph a line, because 100% of 2 sample lines")
     assert said[3].startswith("s: 1 file of text, 0.0 MB, one sentence a line")
-    _, said = open_sources([str(tmp_path / "s.txt")], lines="detect", field="text", splitter=Splitter())
+    _, said = open_sources([str(tmp_path / "s.txt")], lines="detect", field="text", splitters=Splitter())
     assert said[0].startswith("lines: one sentence a line, because") and "--lines overrides" in said[0]
 
 
@@ -617,7 +620,7 @@ def test_a_document_ends_with_a_blank_line_or_with_its_line_or_with_its_file(
         monkeypatch.setattr(files, "COMPRESSED_PART_BYTES", size)
         for ends, expected in wanted.items():
             (source,), _ = open_sources(
-                [str(tmp_path / f"*.txt{suffix}")], lines="sentence", field="", splitter=Splitter(), documents=ends
+                [str(tmp_path / f"*.txt{suffix}")], lines="sentence", field="", splitters=Splitter(), documents=ends
             )
             found = everything(source)
             assert sorted(document.lines for document in found) == sorted(expected)
@@ -629,7 +632,7 @@ def detected(tmp_path: Path, text: str, **options: str) -> tuple[str, str]:
     """What ends a document of a file with this text, and what is said of it."""
     (tmp_path / "a.txt").write_text(text)
     arguments = {"lines": "detect", "field": "text", "documents": "detect"} | options
-    (source,), said = open_sources([str(tmp_path / "a.txt")], splitter=Splitter(), **arguments)
+    (source,), said = open_sources([str(tmp_path / "a.txt")], splitters=Splitter(), **arguments)
     return str(source.manifest()["documents"]), next((one for one in said if one.startswith("documents")), "")
 
 
@@ -658,7 +661,7 @@ def test_a_long_file_of_sentences_without_blank_lines_is_asked_about_and_each_ad
 def test_what_ends_a_document_is_asked_of_plain_text_alone(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "It rains."}) + "\n")
     with pytest.raises(UserError, match=r"--documents line is for plain text, and no --source is; leave it away"):
-        open_sources([str(tmp_path / "a.jsonl")], lines="detect", field="text", splitter=Splitter(), documents="line")
+        open_sources([str(tmp_path / "a.jsonl")], lines="detect", field="text", splitters=Splitter(), documents="line")
 
 
 def test_samples_come_from_all_over_a_large_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -666,7 +669,7 @@ def test_samples_come_from_all_over_a_large_source(tmp_path: Path, monkeypatch: 
     (tmp_path / "0.txt").write_text("Word.\n\n" * 5000)
     for number in range(1, 9):
         (tmp_path / f"{number}.txt").write_text("One. Two.\n\n" * 5000)
-    source, _ = open_sources([str(tmp_path / "*.txt")], lines="detect", field="text", splitter=Splitter())
+    source, _ = open_sources([str(tmp_path / "*.txt")], lines="detect", field="text", splitters=Splitter())
     assert source[0].lines == "paragraph"
 
 

@@ -271,7 +271,7 @@ def test_lines_set_aside_leave_the_rest_of_their_documents(tmp_path: Path) -> No
 
 def test_detecting_lines_leaves_bad_records_to_the_build(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xff\nOne.\n")
-    (source,), said = open_sources([str(tmp_path / "a.txt")], lines="detect", field="text", splitter=Splitter())
+    (source,), said = open_sources([str(tmp_path / "a.txt")], lines="detect", field="text", splitters=Splitter())
     assert source.lines == "sentence" and "1 sample lines" in said[0]
 
 

@@ -30,6 +30,13 @@ class Splitter(Protocol):
         """The sentences, in order."""
 
 
+class Splitters(Protocol):
+    """The splitters of a corpus."""
+
+    def of(self, source: str) -> Splitter:
+        """The splitter for a source, by its name."""
+
+
 def detect_lines(source: Source, splitter: Splitter) -> tuple[str, str]:
     """Decides from sample lines whether a line is a sentence or a paragraph.
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from albert_jax.errors import UserError
 from albert_jax.remote import is_remote
 from pretrain_data.sources.base import Source, listing
-from pretrain_data.sources.detection import Splitter, detect_documents, detect_lines
+from pretrain_data.sources.detection import Splitters, detect_documents, detect_lines
 from pretrain_data.sources.files import FileSource, expand
 from pretrain_data.sources.formats import KINDS, kind_of_files
 from pretrain_data.sources.text import TextFiles
@@ -41,7 +41,7 @@ def open_sources(
     *,
     lines: str,
     field: str,
-    splitter: Splitter,
+    splitters: Splitters,
     documents: str = "blank",
     tfds_data_dir: str | os.PathLike[str] | None = None,
 ) -> tuple[list[Source], list[str]]:
@@ -51,7 +51,7 @@ def open_sources(
         specs: see the module.
         lines: "sentence", "paragraph" or "detect", for sources whose lines may be either.
         field: the field, column or feature of the text in JSON, Parquet and TFDS.
-        splitter: counts the sentences of sample lines for "detect".
+        splitters: count the sentences of sample lines for "detect".
         documents: "blank", "line", "file" or "detect": what ends a document of plain text, see `TextFiles`.
         tfds_data_dir: where TFDS prepares data sets, if not where it does by default.
 
@@ -76,12 +76,12 @@ def open_sources(
     said = []
     for spec, source in zip(parsed, sources, strict=True):
         if spec.kind in _EITHER and lines == "detect":
-            source.lines, why = detect_lines(source, splitter)
+            source.lines, why = detect_lines(source, splitters.of(source.name))
             said.append(f"lines{f' of {source.name}' if len(sources) > 1 else ''}: {why}")
         if isinstance(source, TextFiles):
             source.ends = documents
             if documents == "detect":
-                source.ends, why = detect_documents(source, splitter)
+                source.ends, why = detect_documents(source, splitters.of(source.name))
                 said.append(f"documents{f' of {source.name}' if len(sources) > 1 else ''}: {why}")
     if documents in ("line", "file") and not any(isinstance(source, TextFiles) for source in sources):
         raise UserError(f"--documents {documents} is for plain text, and no --source is; leave it away")
