@@ -136,7 +136,7 @@ def _opened(options: dict[str, Any]) -> tuple[list[Source], list[Source]]:
     names = {source.name for sources in opened for source in sources}
     if unknown := options["languages"].keys() - names:
         raise UserError(
-            f"--language {min(unknown)}={options['languages'][min(unknown)]} names no source; the sources are "
+            f"--language {min(unknown)}={options['languages'][min(unknown)]} names no source; name one of "
             f"{', '.join(sorted(names))}"
         )
     said += dict.fromkeys(splitters.of(source.name).describe() for source in in_paragraphs)

@@ -459,6 +459,6 @@ def test_each_source_is_divided_by_the_rules_of_its_own_language(
     before = shard.read_bytes()
     shard.write_bytes(before[:-50])
     assert main(["repair", str(tmp_path / "out")]) == 0 and shard.read_bytes() == before
-    for bad, message in (("c=de", "names no source; the sources are a, b"), ("fr", "names a language twice")):
+    for bad, message in (("c=de", "names no source; name one of a, b"), ("fr", "names a language twice")):
         assert main([*command, *options, "--language", bad, "--out", str(tmp_path / "x")]) == 2
         assert message in capsys.readouterr().err
