@@ -722,6 +722,6 @@ def test_load_parameters_refuses_what_is_not_there_and_what_is_damaged(straight,
         load_parameters(tmp_path)
     shutil.copytree(straight / "checkpoints", tmp_path / "checkpoints")
     flip(largest(tmp_path / "checkpoints" / str(NEWEST) / "params"))
-    with pytest.raises(UserError, match=f"checkpoint {NEWEST} of .* is damaged .*choose another"):
+    with pytest.raises(UserError, match=f"checkpoint {NEWEST} of .* is damaged .*export another of"):
         load_parameters(tmp_path)
     assert load_parameters(tmp_path, BEFORE)[1]["step"] == BEFORE
