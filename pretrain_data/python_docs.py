@@ -11,12 +11,15 @@ The corpus varies with the installed versions, so its digest is printed and goes
 
 import ast
 import hashlib
+import multiprocessing
 import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 from pretrain_data import docstrings
@@ -41,6 +44,7 @@ _SKIPPED_FOLDERS = {
     "turtledemo",
     "externals",
 }
+_MANY_FILES = 500
 
 
 class PythonDocs:
@@ -76,9 +80,8 @@ class PythonDocs:
         # About ten megabytes, and parsing takes longer than anything done with them: read once, kept.
         seen: set[bytes] = set()
         documents = []
-        for ident, text in self._texts():
+        for ident, found in self._prose():
             kept = []
-            found = docstrings.paragraphs(text)
             for paragraph in found:
                 digest = hashlib.blake2b(paragraph.casefold().encode(), digest_size=12).digest()
                 if digest not in seen:
@@ -90,12 +93,20 @@ class PythonDocs:
                 documents.append(Document(f"{NAME}:{ident}", kept))
         return documents
 
-    def _texts(self) -> Iterator[tuple[str, str]]:
+    def _prose(self) -> Iterator[tuple[str, list[str]]]:
+        """(id, paragraphs) of all docstrings; files are parsed by all cores where they are many."""
         if self._standard_library:
-            yield from _topics()
-        for label, root in self.roots:
-            for path in _python_files(root):
-                yield from _docstrings(path, f"{label}/{path.relative_to(root).as_posix()}")
+            yield from ((ident, docstrings.paragraphs(text)) for ident, text in _topics())
+        files = [
+            (path, f"{label}/{path.relative_to(root).as_posix()}")
+            for label, root in self.roots
+            for path in _python_files(root)
+        ]
+        if len(files) < _MANY_FILES:
+            yield from chain.from_iterable(map(_prose_of, files))
+            return
+        with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield from chain.from_iterable(pool.map(_prose_of, files, chunksize=32))
 
     def parts(self) -> list[Part]:
         """One part: paragraphs that repeat are found by reading everything in order."""
@@ -175,6 +186,11 @@ def _topics() -> Iterator[tuple[str, str]]:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
                 for name, text in sorted(ast.literal_eval(node.value).items()):
                     yield f"pydoc_data/topics:{name}", text
+
+
+def _prose_of(file: tuple[Path, str]) -> list[tuple[str, list[str]]]:
+    """(id, paragraphs) of a file's docstrings."""
+    return [(ident, docstrings.paragraphs(text)) for ident, text in _docstrings(*file)]
 
 
 def _docstrings(path: Path, label: str) -> Iterator[tuple[str, str]]:

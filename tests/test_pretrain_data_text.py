@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
+from pretrain_data import python_docs
 from pretrain_data.__main__ import main
 from pretrain_data.docstrings import paragraphs
 from pretrain_data.python_docs import PythonDocs
@@ -147,6 +148,12 @@ def test_the_embedded_corpus_imports_nothing_repeats_nothing_and_is_the_same_twi
     assert len({document.id for document in found}) == len(found)
     adam = next(document for document in found if document.id == "python-docs:optax/_src/alias.py:adam")
     assert len(adam.lines) > 3 and not any(">>>" in line or "\n" in line for line in adam.lines)
+
+
+def test_files_that_all_cores_parse_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = read(PythonDocs(packages=("absl",), standard_library=False))
+    monkeypatch.setattr(python_docs, "_MANY_FILES", 1)
+    assert read(PythonDocs(packages=("absl",), standard_library=False)) == one
 
 
 def test_docstrings_of_classes_methods_and_repeated_names_have_ids_of_their_own(tmp_path: Path) -> None:
