@@ -212,12 +212,14 @@ def _warn_of_few_orders(config: ml_collections.ConfigDict, streams: list[Stream]
     pairs = [int(np.count_nonzero(other.example_sizes > 1)) for other, _ in rest]
     _log.warning(
         "%.1f %% of the %s training examples have no sentence order%s: %s are documents of one sentence, %s are "
-        "sentences, or parts of one, too long to share %d slots with another; build with longer documents (such as by "
-        "--documents file), raise --config.data.sequence_length, or train masked words alone by "
+        "sentences, or parts of one, too long to share %d slots with another; %s, or train masked words alone by "
         "--config.data.sentence_order=none.",
         *(100 * single / len(plan.example_sizes), f"{len(plan.example_sizes):,}"),
         f" (in validation {pairs[0]:,} have one)" if pairs else "",
         *(f"{short:,}", f"{single - short:,}", config.data.sequence_length),
+        "build with longer documents (--documents file where a file is one text)"
+        if 2 * short > single
+        else "raise --config.data.sequence_length",
     )
 
 
