@@ -28,6 +28,7 @@ from pretrain_data.repair import repair
 from pretrain_data.sentences import Splitters
 from pretrain_data.sources.base import QUARANTINE, BadCount, ReadLog, Source
 from pretrain_data.sources.opening import open_sources
+from pretrain_data.sources.text import TextFiles
 from pretrain_data.vocabulary import RESERVED, train_vocabulary
 
 # Lines of each source that are looked at for letters that cleaning would change, and the share of letters above which
@@ -129,11 +130,14 @@ def _opened(options: dict[str, Any]) -> tuple[list[Source], list[Source]]:
         )
         opened.append(sources)
         said += about
-    in_paragraphs = [source for sources in opened for source in sources if source.lines == "paragraph"]
+    everything = [source for sources in opened for source in sources]
+    if options["documents"] in ("line", "file") and not any(isinstance(source, TextFiles) for source in everything):
+        raise UserError(f"--documents {options['documents']} is for plain text, and no --source is; leave it away")
+    in_paragraphs = [source for source in everything if source.lines == "paragraph"]
     for source in in_paragraphs:  # a script without sentence marks is refused now, not after hours of other passes
         for line in itertools.islice(_lines(source), 100):
             splitters.of(source.name).split(line)
-    names = {source.name for sources in opened for source in sources}
+    names = {source.name for source in everything}
     if unknown := options["languages"].keys() - names:
         raise UserError(
             f"--language {min(unknown)}={options['languages'][min(unknown)]} names no source; name one of "

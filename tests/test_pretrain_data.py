@@ -433,6 +433,26 @@ def test_documents_of_one_sentence_are_warned_of_with_the_reasons_counted(
     assert "sentence order" not in caplog.text
 
 
+def test_what_ends_a_document_is_an_option_of_both_commands_for_plain_text_alone(
+    vocab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, lines in enumerate(documents(9, 8)):
+        write(tmp_path / f"{number}.txt", [[line] for line in lines])
+    read = ("--lines", "sentence", "--documents", "file")
+    assert build(f"{tmp_path}/*.txt", vocab, tmp_path / "data", *read, "--validation-fraction", "0") == 0
+    assert {record["document"].decode() for record in records(tmp_path / "data", "train")} == {
+        f"{number}.txt:0" for number in range(8)
+    }
+    assert main(["vocab", "--source", f"{tmp_path}/*.txt", *read, "--size", "70", "--out", str(tmp_path / "v")]) == 0
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": " ".join(d)}) + "\n" for d in documents(3, 20)))
+    capsys.readouterr()
+    assert build(tmp_path / "a.jsonl", vocab, tmp_path / "out", *read) == 2
+    assert "--documents file is for plain text, and no --source is; leave it away" in capsys.readouterr().err
+    validation = ("--validation-source", f"{tmp_path}/*.txt")
+    assert build(tmp_path / "a.jsonl", vocab, tmp_path / "out", *read, *validation) == 0
+    assert len({record["document"] for record in records(tmp_path / "out", "validation")}) == 8
+
+
 def test_each_source_is_divided_by_the_rules_of_its_own_language(
     vocab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

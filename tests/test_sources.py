@@ -658,12 +658,6 @@ def test_a_long_file_of_sentences_without_blank_lines_is_asked_about_and_each_ad
     assert detected(tmp_path, ("It rains.\n" * 10 + "\n") * 300)[0] == "blank"
 
 
-def test_what_ends_a_document_is_asked_of_plain_text_alone(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "It rains."}) + "\n")
-    with pytest.raises(UserError, match=r"--documents line is for plain text, and no --source is; leave it away"):
-        open_sources([str(tmp_path / "a.jsonl")], lines="detect", field="text", splitters=Splitter(), documents="line")
-
-
 def test_samples_come_from_all_over_a_large_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The first file is a glossary of short lines; most of the corpus is paragraphs.
     (tmp_path / "0.txt").write_text("Word.\n\n" * 5000)

@@ -83,8 +83,6 @@ def open_sources(
             if documents == "detect":
                 source.ends, why = detect_documents(source, splitters.of(source.name))
                 said.append(f"documents{f' of {source.name}' if len(sources) > 1 else ''}: {why}")
-    if documents in ("line", "file") and not any(isinstance(source, TextFiles) for source in sources):
-        raise UserError(f"--documents {documents} is for plain text, and no --source is; leave it away")
     return sources, said + [source.describe() for source in sources]
 
 
